@@ -1,0 +1,174 @@
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <typeinfo>
+#include <utility>
+
+#include "gimli/inner_loop.h"
+
+namespace gimli {
+
+/// A task of any type, as a problem's closures receive it. It refers to the task and does not own it.
+class TaskRef final {
+ public:
+  TaskRef() = default;
+  template <class Task>
+  static TaskRef to(const Task& task) {
+    return TaskRef(&task, &typeid(Task));
+  }
+
+  template <class Task>
+  const Task& get() const {
+    TORCH_CHECK(type_ && *type_ == typeid(Task), "Bilevel: the closures take a task of type ",
+                c10::demangle(typeid(Task).name()), ", but they were given ",
+                type_ ? "one of type " + c10::demangle(type_->name()) : "no task");
+    return *static_cast<const Task*>(task_);
+  }
+
+ private:
+  TaskRef(const void* task, const std::type_info* type) : task_(task), type_(type) {}
+
+  const void* task_ = nullptr;
+  const std::type_info* type_ = nullptr;
+};
+
+/// The tasks of a batch. It refers to the elements of a vector, which must outlive it.
+class TaskList final {
+ public:
+  /// A single task about which nothing is to be known, for problems whose closures take none.
+  TaskList() : tasks_(1) {}
+  template <class Task>
+  TaskList(const std::vector<Task>& tasks) {
+    for (const auto& task : tasks) tasks_.push_back(TaskRef::to(task));
+  }
+
+  int64_t size() const { return static_cast<int64_t>(tasks_.size()); }
+  const TaskRef& operator[](int64_t index) const { return tasks_[index]; }
+
+ private:
+  std::vector<TaskRef> tasks_;
+};
+
+/// What an outer closure returns: its loss and, if it likes, a tensor to report beside it (an accuracy, predictions),
+/// which is not differentiated.
+struct OuterValue {
+  OuterValue(at::Tensor outer_loss) : loss(std::move(outer_loss)) {}
+  OuterValue(at::Tensor outer_loss, at::Tensor report) : loss(std::move(outer_loss)), auxiliary(std::move(report)) {}
+
+  at::Tensor loss;
+  at::Tensor auxiliary;
+};
+
+/// A bilevel problem as a value, so that it can be run again: an inner loop of `steps` steps on `inner`, and the outer
+/// loss `outer` of the weights that it reaches (equation 4 of the paper).
+///
+///     auto problem = gimli::Bilevel(model, optimizer)
+///         .steps(5)
+///         .inner([&](const Task& task) { return loss(model->forward(task.support.data), task.support.target); })
+///         .outer([&](const Task& task) { return loss(model->forward(task.query.data), task.query.target); });
+///
+/// The closures call the unmodified model and find the fast weights under it. They take `(const Task&, int64_t step)`,
+/// or either of the two, or nothing. `step` counts the steps made so far. They may run in several threads at once.
+/// Whatever they use besides the task (a loss network, weights of examples) can be a meta-parameter.
+class Bilevel final {
+ public:
+  /// The optimizer's options and state are those of now.
+  Bilevel(ModelTensors model, optim::Optimizer optimizer);
+
+  Bilevel& steps(int64_t count);
+
+  template <class Closure>
+  Bilevel& inner(Closure closure) {
+    inner_ = erase<at::Tensor>(std::move(closure));
+    return *this;
+  }
+
+  template <class Closure>
+  Bilevel& outer(Closure closure) {
+    outer_ = erase<OuterValue>(std::move(closure));
+    return *this;
+  }
+
+  /// Outer losses after each of these numbers of steps, in place of the last alone; the outer value is their sum.
+  Bilevel& outer_at(std::vector<int64_t> steps);
+
+  /// Cuts the graph before each of these steps (the paper's stop operator).
+  Bilevel& stop_gradient_before(std::vector<int64_t> steps);
+
+  /// Applied to every step's gradients, after those that were given before.
+  Bilevel& gradient_transform(optim::GradientTransform transform);
+
+  /// Starts every inner loop from `state` in place of the model's and optimizer's own (warm start).
+  Bilevel& start_from(InnerState state);
+
+  /// Report the inner loops' last states in the result.
+  Bilevel& keep_final_states(bool keep);
+
+  // What strategies build on.
+
+  int64_t steps() const { return steps_; }
+  bool keeps_final_states() const { return keep_final_states_; }
+  const ModelTensors& model() const { return model_; }
+
+  /// Throws if something is missing.
+  void check() const;
+
+  InnerLoop start(Graph graph) const;
+
+  /// The next step of `loop` on `task`.
+  void step(InnerLoop& loop, const TaskRef& task) const;
+
+  bool has_outer_at(int64_t step) const;
+
+  /// The outer value of the weights where `loop` is.
+  OuterValue outer(const InnerLoop& loop, const TaskRef& task) const;
+
+ private:
+  template <class Result>
+  using Closure = std::function<Result(const TaskRef&, int64_t)>;
+
+  template <class>
+  struct Arguments;
+  template <class Result, class Class, class... Args>
+  struct Arguments<Result (Class::*)(Args...) const> {
+    using type = std::tuple<std::decay_t<Args>...>;
+  };
+  template <class Result, class Class, class... Args>
+  struct Arguments<Result (Class::*)(Args...)> : Arguments<Result (Class::*)(Args...) const> {};
+
+  /// A closure over its own task type as one over TaskRef.
+  template <class Result, class F>
+  static Closure<Result> erase(F f) {
+    using Args = typename Arguments<decltype(&F::operator())>::type;
+    constexpr size_t count = std::tuple_size_v<Args>;
+    if constexpr (count == 0) {
+      return [f](const TaskRef&, int64_t) -> Result { return f(); };
+    } else if constexpr (count == 1 && std::is_integral_v<std::tuple_element_t<0, Args>>) {
+      return [f](const TaskRef&, int64_t step) -> Result { return f(step); };
+    } else if constexpr (count == 1) {
+      return [f](const TaskRef& task, int64_t) -> Result {
+        return f(task.template get<std::tuple_element_t<0, Args>>());
+      };
+    } else {
+      static_assert(count == 2 && std::is_integral_v<std::tuple_element_t<1, Args>>,
+                    "gimli: a closure takes (const Task&, int64_t step), or either of them, or nothing");
+      return [f](const TaskRef& task, int64_t step) -> Result {
+        return f(task.template get<std::tuple_element_t<0, Args>>(), step);
+      };
+    }
+  }
+
+  ModelTensors model_;
+  optim::Optimizer optimizer_;
+  int64_t steps_ = 1;
+  Closure<at::Tensor> inner_;
+  Closure<OuterValue> outer_;
+  std::vector<int64_t> outer_steps_;
+  std::vector<int64_t> stops_;
+  std::vector<optim::GradientTransform> transforms_;
+  std::optional<InnerState> start_;
+  bool keep_final_states_ = false;
+};
+
+}  // namespace gimli

@@ -1,0 +1,197 @@
+#include "gimli/inner_loop.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <unordered_map>
+
+#include "gimli/optim/registry.h"
+
+namespace gimli {
+namespace {
+
+at::Tensor detached(const at::Tensor& tensor) { return tensor.defined() ? tensor.detach() : tensor; }
+
+TensorList detached(TensorList list) {
+  for (auto& tensor : list) tensor = detached(tensor);
+  return list;
+}
+
+TensorList cloned(TensorList list) {
+  for (auto& tensor : list) tensor = tensor.clone();
+  return list;
+}
+
+}  // namespace
+
+InnerState InnerState::detach() const {
+  InnerState result{detached(parameters), optimizer, detached(buffers), step};
+  for (auto& state : result.optimizer) state.slots = detached(std::move(state.slots));
+  return result;
+}
+
+InnerLoop::InnerLoop(ModelTensors model, optim::Optimizer optimizer, InnerLoopOptions options) {
+  auto setup = std::make_shared<Setup>(Setup{std::move(model), std::move(optimizer), std::move(options), {}});
+  const auto& parameters = setup->model.parameters;
+  setup->places.resize(parameters.size());
+
+  std::unordered_map<const c10::TensorImpl*, size_t> position;
+  for (size_t i = 0; i < parameters.size(); ++i) position[parameters.tensors[i].unsafeGetTensorImpl()] = i;
+
+  state_.optimizer.resize(parameters.size());
+  const auto& groups = setup->optimizer.groups();
+  for (size_t g = 0; g < groups.size(); ++g) {
+    for (size_t i = 0; i < groups[g].parameters.size(); ++i) {
+      const auto& parameter = groups[g].parameters[i];
+      const auto found = position.find(parameter.unsafeGetTensorImpl());
+      TORCH_CHECK(found != position.end(), "InnerLoop: the optimizer's group ", g, " holds a parameter (number ", i,
+                  ", shape ", parameter.sizes(), ") that the model does not have");
+      auto& place = setup->places[found->second];
+      TORCH_CHECK(!place.group, "InnerLoop: parameter '", parameters.names[found->second],
+                  "' is in more than one group of the optimizers");
+      if (!parameter.requires_grad()) continue;
+      place = {&groups[g], i};
+      state_.optimizer[found->second] = groups[g].states[i];
+    }
+  }
+
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    auto value = resolve(parameters.tensors[i]);
+    if (setup->places[i].group && setup->options.graph() == Graph::none) value = value.detach().requires_grad_();
+    state_.parameters.push_back(std::move(value));
+  }
+  for (const auto& buffer : setup->model.buffers.tensors) state_.buffers.push_back(resolve(buffer).detach().clone());
+  setup_ = std::move(setup);
+  if (setup_->options.history()) history_.push_back(state_.parameters);
+}
+
+InnerLoop::InnerLoop(const InnerLoop& other)
+    : setup_(other.setup_), state_(other.state_), history_(other.history_) {
+  state_.buffers = cloned(std::move(state_.buffers));
+}
+
+InnerLoop& InnerLoop::operator=(const InnerLoop& other) { return *this = InnerLoop(other); }
+
+at::Tensor InnerLoop::step(const at::Tensor& loss) {
+  checked_loss(loss, c10::str("InnerLoop::step: the loss of step ", state_.step));
+  auto gradients = gradients_of(loss);
+  const bool record = setup_->options.graph() != Graph::none;
+  at::AutoGradMode mode(record);
+  for (const auto& transform : setup_->options.gradient_transforms()) {
+    gradients = transform(std::move(gradients), state_.step);
+    TORCH_CHECK(gradients.size() == state_.parameters.size(), "InnerLoop::step: a gradient transform returned ",
+                gradients.size(), " tensors for ", state_.parameters.size(), " parameters");
+  }
+  update(gradients);
+  ++state_.step;
+  if (!record) stop_gradient();
+  if (setup_->options.history()) history_.push_back(state_.parameters);
+  return loss;
+}
+
+TensorList InnerLoop::gradients_of(const at::Tensor& loss) const {
+  TensorList inputs;
+  for (size_t i = 0; i < state_.parameters.size(); ++i) {
+    if (adapts(i)) inputs.push_back(state_.parameters[i]);
+  }
+  TORCH_CHECK(!inputs.empty(), "InnerLoop::step: every parameter of the model is frozen, there is nothing to adapt");
+  TORCH_CHECK(loss.requires_grad(), "InnerLoop::step: the loss of step ", state_.step,
+              " does not depend on the model's parameters");
+  const bool full = setup_->options.graph() == Graph::full;
+  const bool retain = setup_->options.graph() != Graph::none;
+  const auto found = torch::autograd::grad({loss}, inputs, /*grad_outputs=*/{}, retain, full, /*allow_unused=*/true);
+
+  TensorList gradients(state_.parameters.size());
+  bool any = false;
+  for (size_t i = 0, next = 0; i < gradients.size(); ++i) {
+    if (!adapts(i)) continue;
+    gradients[i] = found[next++];
+    any = any || gradients[i].defined();
+  }
+  TORCH_CHECK(any, "InnerLoop::step: the loss of step ", state_.step, " does not depend on the model's parameters");
+  return gradients;
+}
+
+void InnerLoop::update(const TensorList& gradients) {
+  for (size_t i = 0; i < gradients.size(); ++i) {
+    if (!gradients[i].defined()) continue;
+    const auto& [group, index] = setup_->places[i];
+    TORCH_CHECK(group, "InnerLoop::step: a gradient transform returned a gradient for the frozen parameter '",
+                setup_->model.parameters.names[i], "'");
+    auto [parameter, state] =
+        group->update(index, state_.step, state_.parameters[i], gradients[i], state_.optimizer[i]);
+    state_.parameters[i] = std::move(parameter);
+    state_.optimizer[i] = std::move(state);
+  }
+}
+
+void InnerLoop::stop_gradient() { set_state(state_.detach()); }
+
+void InnerLoop::set_state(InnerState state) {
+  const auto& model = setup_->model;
+  TORCH_CHECK(state.parameters.size() == model.parameters.size() && state.buffers.size() == model.buffers.size() &&
+                  state.optimizer.size() == model.parameters.size(),
+              "InnerLoop::set_state: the state has ", state.parameters.size(), " parameters and ",
+              state.buffers.size(), " buffers, the model has ", model.parameters.size(), " and ",
+              model.buffers.size());
+  state_ = std::move(state);
+  for (size_t i = 0; i < state_.parameters.size(); ++i) {
+    auto& parameter = state_.parameters[i];
+    if (!adapts(i)) {
+      parameter = resolve(model.parameters.tensors[i]);
+    } else if (!parameter.requires_grad()) {
+      parameter = parameter.detach().requires_grad_();
+    }
+  }
+}
+
+const TensorList& InnerLoop::parameters(int64_t step) const {
+  TORCH_CHECK(setup_->options.history(), "InnerLoop::parameters: the weights of past steps are kept only with the option "
+              "history(true)");
+  TORCH_CHECK(step >= 0 && step < static_cast<int64_t>(history_.size()), "InnerLoop::parameters: expected a step from 0 "
+              "to ", static_cast<int64_t>(history_.size()) - 1, ", got ", step);
+  return history_[step];
+}
+
+void InnerLoop::copy_parameters_to(const ModelTensors& model) const {
+  const auto check = [](const NamedTensors& to, const NamedTensors& own, const char* kind) {
+    TORCH_CHECK(to.names == own.names, "InnerLoop::copy_parameters_to: the model's ", kind,
+                " have other names than those of the inner loop's model");
+    for (size_t i = 0; i < to.size(); ++i) {
+      TORCH_CHECK(to.tensors[i].sizes() == own.tensors[i].sizes(), "InnerLoop::copy_parameters_to: '", to.names[i],
+                  "' has shape ", to.tensors[i].sizes(), " there and ", own.tensors[i].sizes(), " in the inner loop");
+    }
+  };
+  check(model.parameters, setup_->model.parameters, "parameters");
+  check(model.buffers, setup_->model.buffers, "buffers");
+  at::NoGradGuard no_gradient;
+  for (size_t i = 0; i < model.parameters.size(); ++i) model.parameters.tensors[i].copy_(state_.parameters[i]);
+  for (size_t i = 0; i < model.buffers.size(); ++i) model.buffers.tensors[i].copy_(state_.buffers[i]);
+}
+
+void InnerLoop::copy_state_to(torch::optim::Optimizer& optimizer) const {
+  std::unordered_map<const c10::TensorImpl*, size_t> adapted;
+  const auto& parameters = setup_->model.parameters.tensors;
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    if (adapts(i)) adapted[parameters[i].unsafeGetTensorImpl()] = i;
+  }
+  for (const auto& group : optimizer.param_groups()) {
+    for (const auto& parameter : group.params()) {
+      const auto found = adapted.find(parameter.unsafeGetTensorImpl());
+      if (found == adapted.end()) continue;
+      const auto& state = state_.optimizer[found->second];
+      if (state.step > 0) optim::copy_state(state, parameter, optimizer);
+    }
+  }
+}
+
+const at::Tensor& checked_loss(const at::Tensor& loss, const std::string& what) {
+  TORCH_CHECK(loss.defined() && loss.numel() == 1 && loss.is_floating_point(), what,
+              " must be a scalar of floating point, got ",
+              loss.defined() ? c10::str(loss.scalar_type(), " of shape ", loss.sizes()) : "an undefined tensor");
+  const auto value = loss.item<double>();
+  TORCH_CHECK(std::isfinite(value), what, " is ", value, ", expected a finite number");
+  return loss;
+}
+
+}  // namespace gimli

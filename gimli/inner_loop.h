@@ -1,0 +1,129 @@
+#pragma once
+
+#include <torch/arg.h>
+
+#include <memory>
+#include <type_traits>
+
+#include "gimli/optim/gradient_transform.h"
+#include "gimli/optim/optimizer.h"
+#include "gimli/substitution.h"
+
+namespace gimli {
+
+/// What an inner loop records for an outer loss to be differentiated through it.
+enum class Graph {
+  full,         ///< everything: the outer gradient is exact
+  first_order,  ///< the updates, with the inner gradients as constants (first-order MAML; the paper's stop operator on G)
+  none          ///< nothing, for evaluation: memory does not grow with the number of steps
+};
+
+struct InnerLoopOptions {
+  TORCH_ARG(Graph, graph) = Graph::full;
+  /// Keep the weights of every step for parameters(step).
+  TORCH_ARG(bool, history) = false;
+  /// Applied to the gradients of each step, in this order, before the update.
+  TORCH_ARG(std::vector<optim::GradientTransform>, gradient_transforms);
+};
+
+/// Everything that one step of an inner loop hands to the next. The lists follow the model's parameters and buffers.
+struct InnerState {
+  TensorList parameters;                         ///< fast weights theta_t; frozen parameters are the model's own
+  std::vector<optim::ParameterState> optimizer;  ///< one a parameter; empty for frozen ones
+  TensorList buffers;                            ///< the loop's own copies, e.g. of running statistics
+  int64_t step = 0;
+
+  /// The same values, outside any graph.
+  InnerState detach() const;
+};
+
+/// An inner training loop on an unmodified model, recorded so that an outer loss can be differentiated through it
+/// (lines 3 to 7 of Algorithm 1 in the paper):
+///
+///     gimli::InnerLoop inner(model, optimizer);
+///     for (int k = 0; k < 5; ++k) inner.step([&] { return loss(model->forward(x), y); });
+///     inner.run([&] { return loss(model->forward(x_query), y_query); }).backward();
+///
+/// The closures call the model itself; while they run, this thread reads the loop's fast weights in the place of its
+/// parameters, and the loop's buffers in the place of its buffers (see Substitution). Neither the model nor the
+/// optimizer is modified. Fast weights start as the model's parameters, so the outer gradient arrives in
+/// `model->parameters()`; the optimizer's state starts as a copy of what it holds.
+///
+/// Parameters that the optimizer does not hold, or that do not require a gradient, are frozen. A parameter that a step's
+/// loss does not use keeps its value and its state in that step, as with torch.optim.
+///
+/// A copy is a branch: it shares the past and goes its own way. One loop belongs to one thread; loops in several threads
+/// may share a model.
+class InnerLoop final {
+ public:
+  InnerLoop(ModelTensors model, optim::Optimizer optimizer, InnerLoopOptions options = {});
+
+  /// Calls `function()` with the fast weights under the model. Its result is a tensor, or tuples, pairs, optionals and
+  /// vectors of them.
+  template <class Function>
+  auto run(Function&& function) const {
+    return substituted(setup_->model, state_.parameters, state_.buffers, std::forward<Function>(function));
+  }
+
+  /// One step on the loss that `closure()` returns, computed with the fast weights under the model. Returns the loss.
+  template <class Closure>
+    requires std::is_invocable_r_v<at::Tensor, Closure>
+  at::Tensor step(Closure&& closure) {
+    at::AutoGradMode with_gradient(true);
+    return step(at::Tensor(run(std::forward<Closure>(closure))));
+  }
+
+  /// One step on a loss that was computed from earlier results of `run`. Throws if it is not a finite scalar, or does
+  /// not depend on the fast weights.
+  at::Tensor step(const at::Tensor& loss);
+
+  /// Cuts the graph here: what follows treats the weights and the optimizer's state of now as constants.
+  void stop_gradient();
+
+  const InnerState& state() const { return state_; }
+  /// Whether the loop adapts the model's i-th parameter, or leaves it frozen.
+  bool adapts(size_t i) const { return setup_->places[i].group != nullptr; }
+
+  /// The fast weights now, in the order of the model's parameters.
+  const TensorList& parameters() const { return state_.parameters; }
+  /// The fast weights after `step` steps; needs the option `history`.
+  const TensorList& parameters(int64_t step) const;
+
+  /// Goes on from `state`, which a loop on this model made.
+  void set_state(InnerState state);
+
+  /// Copies weights and buffers into a model of the same structure.
+  void copy_parameters_to(const ModelTensors& model) const;
+  /// Copies the state of the parameters that `optimizer` holds into it.
+  void copy_state_to(torch::optim::Optimizer& optimizer) const;
+
+  InnerLoop(const InnerLoop& other);
+  InnerLoop& operator=(const InnerLoop& other);
+  InnerLoop(InnerLoop&&) = default;
+  InnerLoop& operator=(InnerLoop&&) = default;
+
+ private:
+  /// Where a parameter of the model is among the optimizer's; frozen ones are nowhere.
+  struct Place {
+    const optim::ParameterGroup* group = nullptr;
+    size_t index = 0;
+  };
+  struct Setup {
+    ModelTensors model;
+    optim::Optimizer optimizer;
+    InnerLoopOptions options;
+    std::vector<Place> places;
+  };
+
+  TensorList gradients_of(const at::Tensor& loss) const;
+  void update(const TensorList& gradients);
+
+  std::shared_ptr<const Setup> setup_;
+  InnerState state_;
+  std::vector<TensorList> history_;
+};
+
+/// `loss`, if it is a finite scalar of floating point; otherwise throws a sentence that begins with `what`.
+const at::Tensor& checked_loss(const at::Tensor& loss, const std::string& what);
+
+}  // namespace gimli

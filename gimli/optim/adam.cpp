@@ -1,0 +1,64 @@
+#include "gimli/optim/adam.h"
+
+#include <ATen/ATen.h>
+
+namespace gimli::optim {
+namespace {
+
+std::vector<NamedValue> adam_hyperparameters(const AdamOptions& options) {
+  return {{"lr", options.lr()},
+          {"beta1", std::get<0>(options.betas())},
+          {"beta2", std::get<1>(options.betas())},
+          {"eps", options.eps()},
+          {"weight_decay", options.weight_decay()}};
+}
+
+ParameterState adam_init(const AdamOptions& options, const at::Tensor& parameter) {
+  ParameterState state;
+  for (int slot = 0; slot < (options.amsgrad() ? 3 : 2); ++slot) {
+    state.slots.push_back(at::zeros_like(parameter, at::TensorOptions().requires_grad(false)));
+  }
+  return state;
+}
+
+// The lines that Adam and AdamW share: everything after the weight decay.
+UpdateRule::Update adam_update(const at::Tensor& theta, const at::Tensor& g, const ParameterState& state,
+                               const Value& lr, const Value& beta1, const Value& beta2, const Value& eps) {
+  const int64_t t = state.step + 1;
+  const bool amsgrad = state.slots.size() > 2;
+
+  const auto m = moving_average(beta1, state.slots[0], g);
+  const auto v = moving_average(beta2, state.slots[1], g * g);
+  const auto u = amsgrad ? at::maximum(state.slots[2], v) : v;
+  const auto denominator = shift(divide(root(u), sqrt(1 - pow(beta2, t))), eps);
+
+  ParameterState next{t, {m, v}};
+  if (amsgrad) next.slots.push_back(u);
+  return {add_scaled_ratio(theta, -(lr / (1 - pow(beta1, t))), m, denominator), std::move(next)};
+}
+
+}  // namespace
+
+std::vector<NamedValue> Adam::hyperparameters() const { return adam_hyperparameters(options_); }
+std::vector<NamedValue> AdamW::hyperparameters() const { return adam_hyperparameters(options_); }
+
+ParameterState Adam::init(const at::Tensor& parameter) const { return adam_init(options_, parameter); }
+ParameterState AdamW::init(const at::Tensor& parameter) const { return adam_init(options_, parameter); }
+
+UpdateRule::Update Adam::update(const at::Tensor& theta, const at::Tensor& gradient, const ParameterState& state,
+                                const Values& hyperparameters) const {
+  const auto [lr, beta1, beta2, eps, weight_decay] = unpack<5>(hyperparameters);
+  auto g = options_.maximize() ? -gradient : gradient;
+  if (!weight_decay.is_off()) g = add_scaled(g, weight_decay, theta);
+  return adam_update(theta, g, state, lr, beta1, beta2, eps);
+}
+
+UpdateRule::Update AdamW::update(const at::Tensor& theta, const at::Tensor& gradient, const ParameterState& state,
+                                 const Values& hyperparameters) const {
+  const auto [lr, beta1, beta2, eps, weight_decay] = unpack<5>(hyperparameters);
+  const auto g = options_.maximize() ? -gradient : gradient;
+  const auto decayed = weight_decay.is_off() ? theta : scale(1 - lr * weight_decay, theta);
+  return adam_update(decayed, g, state, lr, beta1, beta2, eps);
+}
+
+}  // namespace gimli::optim

@@ -1,0 +1,99 @@
+#include "gimli/optim/hyperparameter.h"
+
+#include <ATen/ATen.h>
+#include <ATen/ExpandUtils.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <cmath>
+#include <limits>
+
+namespace gimli::optim {
+namespace {
+
+template <class Operation>
+Value combine(const Value& a, const Value& b, Operation operation) {
+  if (a.is_number() && b.is_number()) return operation(a.number(), b.number());
+  if (a.is_number()) return operation(at::scalar_tensor(a.number(), b.tensor().options()), b.tensor());
+  if (b.is_number()) return operation(a.tensor(), at::scalar_tensor(b.number(), a.tensor().options()));
+  return operation(a.tensor(), b.tensor());
+}
+
+class Root final : public torch::autograd::Function<Root> {
+ public:
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x) {
+    auto y = x.sqrt();
+    context->save_for_backward({y});
+    return y;
+  }
+
+  static torch::autograd::tensor_list backward(torch::autograd::AutogradContext* context,
+                                               torch::autograd::tensor_list gradients) {
+    const auto y = context->get_saved_variables()[0];
+    return {gradients[0] * (0.5 / y.masked_fill(y == 0, std::numeric_limits<double>::infinity()))};
+  }
+};
+
+}  // namespace
+
+Value operator+(const Value& a, const Value& b) {
+  return combine(a, b, [](const auto& x, const auto& y) -> Value { return x + y; });
+}
+Value operator-(const Value& a, const Value& b) {
+  return combine(a, b, [](const auto& x, const auto& y) -> Value { return x - y; });
+}
+Value operator*(const Value& a, const Value& b) {
+  return combine(a, b, [](const auto& x, const auto& y) -> Value { return x * y; });
+}
+Value operator/(const Value& a, const Value& b) {
+  return combine(a, b, [](const auto& x, const auto& y) -> Value { return x / y; });
+}
+Value operator-(const Value& a) { return a.is_number() ? Value(-a.number()) : Value(-a.tensor()); }
+
+Value pow(const Value& base, int64_t exponent) {
+  if (base.is_number()) return std::pow(base.number(), static_cast<double>(exponent));
+  return base.tensor().pow(exponent);
+}
+Value sqrt(const Value& a) { return a.is_number() ? Value(std::sqrt(a.number())) : Value(a.tensor().sqrt()); }
+
+at::Tensor scale(const Value& a, const at::Tensor& x) { return a.is_number() ? x * a.number() : x * a.tensor(); }
+at::Tensor divide(const at::Tensor& x, const Value& a) { return a.is_number() ? x / a.number() : x / a.tensor(); }
+at::Tensor shift(const at::Tensor& x, const Value& a) { return a.is_number() ? x + a.number() : x + a.tensor(); }
+
+at::Tensor add_scaled(const at::Tensor& x, const Value& a, const at::Tensor& y) {
+  return a.is_number() ? at::add(x, y, a.number()) : at::addcmul(x, a.tensor(), y);
+}
+
+at::Tensor add_scaled_ratio(const at::Tensor& x, const Value& a, const at::Tensor& y, const at::Tensor& z) {
+  return a.is_number() ? at::addcdiv(x, y, z, a.number()) : at::addcmul(x, a.tensor(), y / z);
+}
+
+at::Tensor moving_average(const Value& beta, const at::Tensor& x, const at::Tensor& y) {
+  return beta.is_number() ? at::lerp(x, y, 1 - beta.number()) : at::lerp(x, y, 1 - beta.tensor());
+}
+
+at::Tensor root(const at::Tensor& x) { return Root::apply(x); }
+
+Value Hyperparameter::at(int64_t step, size_t index, const at::Tensor& parameter, const std::string& name) const {
+  if (const auto* schedule = std::get_if<std::function<Hyperparameter(int64_t)>>(&value_)) {
+    return (*schedule)(step).at(step, index, parameter, name);
+  }
+  const auto* list = std::get_if<TensorList>(&value_);
+  if (list) check(index + 1, name);
+  const Value value = list ? Value((*list)[index]) : std::get<Value>(value_);
+  if (value.is_number()) return value;
+  const auto& tensor = value.tensor();
+  TORCH_CHECK(tensor.defined() && tensor.is_floating_point() && at::is_expandable_to(tensor.sizes(), parameter.sizes()),
+              "hyperparameter '", name, "': expected a floating-point tensor that expands to the shape ",
+              parameter.sizes(), " of its parameter, got ",
+              tensor.defined() ? c10::str(tensor.scalar_type(), " of shape ", tensor.sizes()) : "an undefined tensor");
+  return tensor.to(parameter.scalar_type());
+}
+
+void Hyperparameter::check(size_t count, const std::string& name) const {
+  if (const auto* list = std::get_if<TensorList>(&value_)) {
+    TORCH_CHECK(list->size() >= count, "hyperparameter '", name, "': got ", list->size(),
+                " tensors, expected one for each parameter of the group");
+  }
+}
+
+}  // namespace gimli::optim

@@ -1,0 +1,82 @@
+#include "gimli/optim/optimizer.h"
+
+#include "gimli/optim/registry.h"
+
+namespace gimli::optim {
+namespace {
+
+ParameterState detached_copy(ParameterState state) {
+  for (auto& slot : state.slots) {
+    if (slot.defined()) slot = slot.detach().clone();
+  }
+  return state;
+}
+
+}  // namespace
+
+ParameterGroup::ParameterGroup(std::shared_ptr<const UpdateRule> update_rule, TensorList group_parameters)
+    : rule(std::move(update_rule)), parameters(std::move(group_parameters)) {
+  for (const auto& parameter : parameters) states.push_back(rule->init(parameter));
+  for (auto& [name, value] : rule->hyperparameters()) {
+    names.push_back(std::move(name));
+    values.emplace_back(value);
+  }
+}
+
+bool ParameterGroup::has(const std::string& name) const {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+void ParameterGroup::set(const std::string& name, Hyperparameter value) {
+  const auto found = std::find(names.begin(), names.end(), name);
+  TORCH_CHECK(found != names.end(), "Optimizer::set: ", rule->name(), " has no hyperparameter '", name,
+              "'; it has: ", c10::Join(", ", names));
+  value.check(parameters.size(), name);
+  values[found - names.begin()] = std::move(value);
+}
+
+UpdateRule::Update ParameterGroup::update(size_t index, int64_t step, const at::Tensor& value,
+                                          const at::Tensor& gradient, const ParameterState& state) const {
+  Values now;
+  now.reserve(values.size());
+  for (size_t i = 0; i < values.size(); ++i) now.push_back(values[i].at(step, index, value, names[i]));
+  return rule->update(value, gradient, state, now);
+}
+
+Optimizer::Optimizer(const torch::optim::Optimizer& optimizer) {
+  const auto translation = translation_of(optimizer);
+  for (const auto& from : optimizer.param_groups()) {
+    auto& group = groups_.emplace_back(translation.rule(from.options()), from.params());
+    for (size_t i = 0; i < group.parameters.size(); ++i) {
+      if (const auto* state = find_state(optimizer, group.parameters[i])) {
+        group.states[i] = detached_copy(translation.read(*state));
+      }
+    }
+  }
+}
+
+Optimizer::Optimizer(std::initializer_list<Optimizer> optimizers) {
+  for (const auto& optimizer : optimizers) {
+    groups_.insert(groups_.end(), optimizer.groups_.begin(), optimizer.groups_.end());
+  }
+}
+
+Optimizer& Optimizer::set(const std::string& name, const Hyperparameter& value) {
+  bool known = false;
+  for (auto& group : groups_) {
+    if (!group.has(name)) continue;
+    group.set(name, value);
+    known = true;
+  }
+  TORCH_CHECK(known, "Optimizer::set: no parameter group has a hyperparameter '", name, "'; the first has: ",
+              groups_.empty() ? "none" : c10::Join(", ", groups_[0].names));
+  return *this;
+}
+
+Optimizer& Optimizer::set(size_t group, const std::string& name, Hyperparameter value) {
+  TORCH_CHECK(group < groups_.size(), "Optimizer::set: no parameter group ", group, ", there are ", groups_.size());
+  groups_[group].set(name, std::move(value));
+  return *this;
+}
+
+}  // namespace gimli::optim

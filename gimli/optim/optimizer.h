@@ -1,0 +1,94 @@
+#pragma once
+
+#include <torch/optim/optimizer.h>
+
+#include <initializer_list>
+#include <memory>
+
+#include "gimli/optim/hyperparameter.h"
+
+namespace gimli::optim {
+
+/// What an optimizer remembers about one parameter.
+struct ParameterState {
+  int64_t step = 0;  ///< updates made so far
+  TensorList slots;  ///< e.g. the moments, in the rule's order; undefined where there is none yet
+};
+
+/// A hyperparameter's name and the value it has unless a group says otherwise.
+struct NamedValue {
+  std::string name;
+  double value;
+};
+
+/// A differentiable optimizer: a pure function from a parameter, its gradient, its state and the hyperparameters to the
+/// new parameter and state (opt_t in equation 2 of the paper). Nothing happens in place and nothing is hidden, so
+/// autograd differentiates the update with respect to every one of them. Thread-safe, since it is immutable.
+class UpdateRule {
+ public:
+  virtual ~UpdateRule() = default;
+
+  virtual std::string name() const = 0;
+
+  /// The continuous hyperparameters, in the order in which update() takes them.
+  virtual std::vector<NamedValue> hyperparameters() const = 0;
+
+  /// The state of a parameter before its first update.
+  virtual ParameterState init(const at::Tensor& parameter) const = 0;
+
+  struct Update {
+    at::Tensor parameter;
+    ParameterState state;
+  };
+  virtual Update update(const at::Tensor& parameter, const at::Tensor& gradient, const ParameterState& state,
+                        const Values& hyperparameters) const = 0;
+};
+
+/// Parameters that share a rule and its hyperparameters.
+struct ParameterGroup {
+  ParameterGroup(std::shared_ptr<const UpdateRule> rule, TensorList parameters);
+
+  bool has(const std::string& name) const;
+  void set(const std::string& name, Hyperparameter value);
+
+  /// The update of the group's `index`-th parameter, whose value is now `value`, at `step` of the inner loop.
+  UpdateRule::Update update(size_t index, int64_t step, const at::Tensor& value, const at::Tensor& gradient,
+                            const ParameterState& state) const;
+
+  std::shared_ptr<const UpdateRule> rule;
+  TensorList parameters;               ///< the model's own tensors
+  std::vector<ParameterState> states;  ///< of each parameter when an inner loop starts
+  std::vector<std::string> names;      ///< of the hyperparameters
+  std::vector<Hyperparameter> values;  ///< likewise
+};
+
+/// What an inner loop does with its gradients: parameter groups, each with its rule.
+///
+/// A torch::optim optimizer converts by itself, so `InnerLoop(model, torch_optimizer)` works. A rule can also be applied
+/// to parameters directly: `Optimizer(SGD(SGDOptions(0.1).maximize(true)), parameters)`.
+class Optimizer final {
+ public:
+  /// The differentiable form of a torch::optim optimizer whose type is registered: a copy of its groups, their options
+  /// and its state. The optimizer itself is never modified.
+  Optimizer(const torch::optim::Optimizer& optimizer);
+
+  template <class Rule>
+    requires std::is_base_of_v<UpdateRule, Rule>
+  Optimizer(Rule rule, TensorList parameters) {
+    groups_.emplace_back(std::make_shared<const Rule>(std::move(rule)), std::move(parameters));
+  }
+
+  /// Several optimizers on one model.
+  Optimizer(std::initializer_list<Optimizer> optimizers);
+
+  /// Sets a hyperparameter of every group that has it, or of one group. Give a tensor to learn it.
+  Optimizer& set(const std::string& name, const Hyperparameter& value);
+  Optimizer& set(size_t group, const std::string& name, Hyperparameter value);
+
+  const std::vector<ParameterGroup>& groups() const { return groups_; }
+
+ private:
+  std::vector<ParameterGroup> groups_;
+};
+
+}  // namespace gimli::optim

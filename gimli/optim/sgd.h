@@ -1,0 +1,42 @@
+#pragma once
+
+#include <torch/arg.h>
+
+#include "gimli/optim/optimizer.h"
+
+namespace gimli::optim {
+
+/// The options of Python's torch.optim.SGD.
+struct SGDOptions {
+  SGDOptions(double lr) : lr_(lr) {}
+  TORCH_ARG(double, lr);
+  TORCH_ARG(double, momentum) = 0;
+  TORCH_ARG(double, dampening) = 0;
+  TORCH_ARG(double, weight_decay) = 0;
+  TORCH_ARG(bool, nesterov) = false;
+  TORCH_ARG(bool, maximize) = false;
+};
+
+/// Stochastic gradient descent (Robbins & Monro 1951; Sutskever et al. 2013 for momentum):
+///
+///     g <- g + weight_decay theta
+///     b <- momentum b + (1 - dampening) g        at the first update b <- g
+///     theta <- theta - lr b                      nesterov: theta - lr (g + momentum b)
+///
+/// With momentum as the number 0 there is no b, as in torch.optim. As a tensor it always takes the second line, so that
+/// its gradient exists at 0 too.
+class SGD final : public UpdateRule {
+ public:
+  explicit SGD(SGDOptions options);
+
+  std::string name() const override { return "SGD"; }
+  std::vector<NamedValue> hyperparameters() const override;
+  ParameterState init(const at::Tensor& parameter) const override;
+  Update update(const at::Tensor& parameter, const at::Tensor& gradient, const ParameterState& state,
+                const Values& hyperparameters) const override;
+
+ private:
+  SGDOptions options_;
+};
+
+}  // namespace gimli::optim

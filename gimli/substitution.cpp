@@ -1,0 +1,213 @@
+#include "gimli/substitution.h"
+
+#include <ATen/record_function.h>
+#include <ATen/SequenceNumber.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/functions/accumulate_grad.h>
+#include <torch/csrc/jit/python/update_graph_executor_opt.h>
+#include <torch/library.h>
+#include <torch/script.h>
+
+#include <limits>
+#include <unordered_set>
+
+namespace gimli {
+namespace {
+
+// Above autograd and functorch, so that a substituted value is what they see; unused by libtorch itself.
+constexpr auto mode_key = c10::DispatchKey::TESTING_ONLY_GenericMode;
+
+thread_local Substitution* innermost = nullptr;
+
+/// The value to put in the place of `tensor`, or nullptr to leave it. Refuses what would be silently wrong.
+const at::Tensor* substitute_for(const at::TensorBase& tensor, const c10::OperatorHandle& op, size_t argument) {
+  auto* impl = tensor.unsafeGetTensorImpl();
+  if (const auto* entry = Substitution::find(impl)) {
+    const auto* alias = op.schema().arguments()[argument].alias_info();
+    TORCH_CHECK(!(entry->is_parameter && alias && alias->isWrite()), "gimli: ", op.schema().name(),
+                " writes to parameter '", *entry->name,
+                "' inside an inner loop, which would change the weights of past steps; compute a new tensor instead");
+    return entry->value;
+  }
+  if (tensor.defined() && tensor.has_storage()) {
+    const auto* name = Substitution::owner_of(tensor.storage().unsafeGetStorageImpl());
+    TORCH_CHECK(!name, "gimli: ", op.schema().name(), " reads '", *name,
+                "' of the model through an alias that bypasses its fast value (.data(), .variable_data(), or a view "
+                "or detach() from outside the inner loop), so the value would be stale and its gradient lost; use the "
+                "module's own tensor, or a clone() if the value from before the loop is meant");
+  }
+  return nullptr;
+}
+
+void substitute_in_list(c10::IValue& argument, const c10::OperatorHandle& op, size_t index) {
+  if (argument.isTensorList()) {
+    auto list = argument.toTensorList();
+    bool copied = false;
+    for (size_t i = 0; i < list.size(); ++i) {
+      const at::Tensor item = list.get(i);
+      if (const auto* value = substitute_for(item, op, index)) {
+        if (!std::exchange(copied, true)) argument = list = list.copy();
+        list.set(i, *value);
+      }
+    }
+  } else if (argument.isOptionalTensorList()) {
+    auto list = argument.toOptionalTensorList();
+    bool copied = false;
+    for (size_t i = 0; i < list.size(); ++i) {
+      const std::optional<at::Tensor> item = list.get(i);
+      if (!item) continue;
+      if (const auto* value = substitute_for(*item, op, index)) {
+        if (!std::exchange(copied, true)) argument = list = list.copy();
+        list.set(i, *value);
+      }
+    }
+  }
+}
+
+void substitute_arguments(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  if (innermost) {
+    const size_t count = op.schema().arguments().size();
+    c10::IValue* arguments = stack->data() + (stack->size() - count);
+    for (size_t i = 0; i < count; ++i) {
+      if (arguments[i].isTensor()) {
+        if (const auto* value = substitute_for(arguments[i].toTensor(), op, i)) arguments[i] = *value;
+      } else if (arguments[i].isList()) {
+        substitute_in_list(arguments[i], op, i);
+      }
+    }
+  }
+  // What the operator calls in turn has been given its substitutes here.
+  c10::impl::ExcludeDispatchKeyGuard substituted_already(mode_key);
+  op.redispatchBoxed(keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, mode_key), stack);
+}
+
+void register_once() {
+  static const bool registered = [] {
+    static torch::Library library(torch::Library::IMPL, "_", mode_key, __FILE__, __LINE__);
+    library.fallback(torch::CppFunction::makeFromBoxedFunction<&substitute_arguments>());
+    return true;
+  }();
+  (void)registered;
+}
+
+void append_unique(NamedTensors& list, std::unordered_set<c10::TensorImpl*>& seen, std::string name,
+                   const at::Tensor& tensor) {
+  if (!tensor.defined() || !seen.insert(tensor.unsafeGetTensorImpl()).second) return;
+  list.names.push_back(std::move(name));
+  list.tensors.push_back(tensor);
+}
+
+const c10::StorageImpl* storage_of(const at::Tensor& tensor) {
+  return tensor.has_storage() ? tensor.storage().unsafeGetStorageImpl() : nullptr;
+}
+
+}  // namespace
+
+ModelTensors::ModelTensors(const torch::nn::Module& model) {
+  std::unordered_set<c10::TensorImpl*> seen;
+  for (const auto& item : model.named_parameters()) append_unique(parameters, seen, item.key(), item.value());
+  for (const auto& item : model.named_buffers()) append_unique(buffers, seen, item.key(), item.value());
+}
+
+ModelTensors::ModelTensors(const torch::jit::Module& model) {
+  std::unordered_set<c10::TensorImpl*> seen;
+  for (const auto& item : model.named_parameters()) append_unique(parameters, seen, item.name, item.value);
+  for (const auto& item : model.named_buffers()) append_unique(buffers, seen, item.name, item.value);
+}
+
+Substitution::Substitution(const ModelTensors& model, const TensorList& parameters, const TensorList& buffers)
+    : model_(model),
+      parameters_(parameters),
+      outer_(innermost),
+      mode_was_on_(c10::impl::tls_is_dispatch_key_included(mode_key)),
+      script_was_optimized_(torch::jit::getGraphExecutorOptimize()),
+      first_node_(at::sequence_number::peek()) {
+  TORCH_CHECK(parameters.size() == model.parameters.size() && buffers.size() == model.buffers.size(),
+              "Substitution: got ", parameters.size(), " parameters and ", buffers.size(), " buffers for a model with ",
+              model.parameters.size(), " and ", model.buffers.size());
+  register_once();
+  const auto add = [&](const NamedTensors& own, const TensorList& values, bool is_parameter) {
+    for (size_t i = 0; i < own.size(); ++i) {
+      entries_.emplace(own.tensors[i].unsafeGetTensorImpl(), Entry{&values[i], &own.names[i], is_parameter});
+      const auto* storage = storage_of(own.tensors[i]);
+      if (is_parameter) storages_.push_back(storage);
+      if (storage && storage != storage_of(values[i])) owners_.emplace(storage, &own.names[i]);
+    }
+  };
+  entries_.reserve(parameters.size() + buffers.size());
+  add(model.parameters, parameters, true);
+  add(model.buffers, buffers, false);
+  innermost = this;
+  c10::impl::tls_set_dispatch_key_included(mode_key, true);
+  // TorchScript's optimizer would tie whole subgraphs to the parameters themselves, past the dispatcher.
+  torch::jit::setGraphExecutorOptimize(false);
+}
+
+Substitution::~Substitution() {
+  torch::jit::setGraphExecutorOptimize(script_was_optimized_);
+  c10::impl::tls_set_dispatch_key_included(mode_key, mode_was_on_);
+  innermost = outer_;
+}
+
+bool Substitution::active() { return innermost != nullptr; }
+
+const Substitution::Entry* Substitution::find(const c10::TensorImpl* tensor) {
+  for (const auto* scope = innermost; scope; scope = scope->outer_) {
+    const auto entry = scope->entries_.find(tensor);
+    if (entry != scope->entries_.end()) return &entry->second;
+  }
+  return nullptr;
+}
+
+const std::string* Substitution::owner_of(const c10::StorageImpl* storage) {
+  for (const auto* scope = innermost; scope; scope = scope->outer_) {
+    const auto owner = scope->owners_.find(storage);
+    if (owner != scope->owners_.end()) return owner->second;
+  }
+  return nullptr;
+}
+
+void Substitution::check(const TensorList& outputs) const {
+  for (size_t i = 0; i < storages_.size(); ++i) {
+    TORCH_CHECK(storage_of(model_.parameters.tensors[i]) == storages_[i], "gimli: set_data() was called on parameter '",
+                model_.parameters.names[i], "' inside an inner loop, which never changes the model");
+  }
+
+  // A node that this scope created holds an edge to the accumulator of a parameter only if an autograd function was
+  // given the parameter itself: operators were given its fast value.
+  const auto thread = at::RecordFunction::currentThreadId();
+  const auto created_here = [&](const torch::autograd::Node* node) {
+    return node->thread_id() == thread && node->sequence_nr() >= first_node_;
+  };
+  std::unordered_set<const torch::autograd::Node*> seen;
+  std::vector<const torch::autograd::Node*> pending;
+  const auto visit = [&](const torch::autograd::Node* node) {
+    if (node && created_here(node) && seen.insert(node).second) pending.push_back(node);
+  };
+  for (const auto& output : outputs) {
+    if (output.defined()) visit(output.grad_fn().get());
+  }
+  while (!pending.empty()) {
+    const auto* node = pending.back();
+    pending.pop_back();
+    for (const auto& edge : node->next_edges()) {
+      if (const auto* leaf = dynamic_cast<const torch::autograd::AccumulateGrad*>(edge.function.get())) {
+        const auto entry = entries_.find(leaf->variable.unsafeGetTensorImpl());
+        TORCH_CHECK(entry == entries_.end() || entry->second.value->is_same(leaf->variable), "gimli: ", node->name(),
+                    " was applied to parameter '", *entry->second.name,
+                    "' itself, past the dispatcher, so the gradient of its fast value would be lost; apply it to "
+                    "gimli::resolve(parameter), and call torch::jit::setGraphExecutorOptimize(false) before the first "
+                    "run of a TorchScript module");
+      } else {
+        visit(edge.function.get());
+      }
+    }
+  }
+}
+
+at::Tensor resolve(const at::Tensor& tensor) {
+  const auto* entry = Substitution::find(tensor.unsafeGetTensorImpl());
+  return entry ? *entry->value : tensor;
+}
+
+}  // namespace gimli

@@ -1,0 +1,142 @@
+#pragma once
+
+#include <c10/util/flat_hash_map.h>
+#include <torch/nn/module.h>
+
+#include <concepts>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+
+#include "gimli/tensor_list.h"
+
+namespace torch::jit {
+struct Module;
+}
+
+namespace gimli {
+
+/// Tensors with the names under which a model registers them; a tensor that is registered twice (tied weights) is
+/// listed once, under its first name.
+struct NamedTensors {
+  std::vector<std::string> names;
+  TensorList tensors;
+
+  size_t size() const { return tensors.size(); }
+};
+
+/// The tensors that a model reads besides its inputs. A module, a module holder, a pointer to a module and a TorchScript
+/// module all convert to it.
+struct ModelTensors {
+  ModelTensors(const torch::nn::Module& model);
+  ModelTensors(const torch::jit::Module& model);
+  template <class Pointer>
+    requires requires(const Pointer& pointer) {
+      { *pointer } -> std::convertible_to<const torch::nn::Module&>;
+    }
+  ModelTensors(const Pointer& pointer) : ModelTensors(static_cast<const torch::nn::Module&>(*pointer)) {}
+
+  NamedTensors parameters;
+  NamedTensors buffers;
+};
+
+/// While it lives, every operator that this thread sends through libtorch's dispatcher reads `parameters[i]` where it
+/// was given the model's i-th parameter, and reads and writes `buffers[i]` where it was given the i-th buffer. The
+/// model itself is neither changed nor locked: other threads see their own substitutions, or none.
+///
+/// This is what makes an unmodified module stateless (section 4.2 of the paper). It works below the modules, so it
+/// holds for any of them, whether written with torch::nn or TorchScript. Scopes nest; the innermost that knows a tensor
+/// decides. A scope costs one hash table entry a tensor, and one boxed call an operator.
+///
+/// Code that reads a parameter without the dispatcher would see the model's value and lose the gradient. Such code is
+/// refused, with the parameter's name:
+///   - a write to a parameter (fast weights of past steps would change with it), when the operator is called;
+///   - an alias of the parameter's memory made behind the dispatcher's back (`.data()`, `.variable_data()`, a view kept
+///     from before), when an operator reads it;
+///   - a torch::autograd::Function applied to the parameter itself, and `set_data`, by `check`.
+/// What remains invisible is a raw `data_ptr()` read outside any operator.
+class Substitution final {
+ public:
+  /// The lists have one entry for each of the model's parameters and buffers; an entry may be the model's own tensor.
+  /// All of them, and `model`, must outlive the scope.
+  Substitution(const ModelTensors& model, const TensorList& parameters, const TensorList& buffers);
+  ~Substitution();
+  Substitution(const Substitution&) = delete;
+  Substitution& operator=(const Substitution&) = delete;
+
+  /// Throws if what was computed in this scope, and led to `outputs`, took a parameter past the substitution.
+  void check(const TensorList& outputs) const;
+
+  /// Whether this thread is inside a scope.
+  static bool active();
+
+  struct Entry {
+    const at::Tensor* value;
+    const std::string* name;
+    bool is_parameter;
+  };
+
+  /// What the innermost scope of this thread puts in the place of a tensor, or nullptr.
+  static const Entry* find(const c10::TensorImpl* tensor);
+
+  /// The name of the substituted tensor whose own memory this is, or nullptr.
+  static const std::string* owner_of(const c10::StorageImpl* storage);
+
+ private:
+  const ModelTensors& model_;
+  const TensorList& parameters_;
+  Substitution* const outer_;
+  const bool mode_was_on_;
+  const bool script_was_optimized_;
+  const uint64_t first_node_;  // sequence number of the first autograd node that this scope may create
+  ska::flat_hash_map<const c10::TensorImpl*, Entry> entries_;
+  ska::flat_hash_map<const c10::StorageImpl*, const std::string*> owners_;
+  std::vector<const c10::StorageImpl*> storages_;  // of the model's parameters, as they were on entry
+};
+
+/// The value that operators of this thread read for `tensor` now: its substitute, or itself. For a
+/// torch::autograd::Function that takes parameters: `MyFunction::apply(gimli::resolve(weight))`.
+at::Tensor resolve(const at::Tensor& tensor);
+
+/// Appends the tensors inside a result: a tensor, or any nesting of tuples, pairs, optionals and vectors of them.
+template <class T>
+void append_tensors(TensorList& list, const T& value) {
+  if constexpr (std::is_convertible_v<const T&, at::Tensor>) {
+    list.push_back(value);
+  } else if constexpr (std::is_arithmetic_v<T>) {
+    return;
+  } else if constexpr (requires { value.has_value(); }) {
+    if (value) append_tensors(list, *value);
+  } else if constexpr (requires { std::tuple_size<T>::value; }) {
+    std::apply([&](const auto&... item) { (append_tensors(list, item), ...); }, value);
+  } else if constexpr (requires { value.begin() != value.end(); }) {
+    for (const auto& item : value) append_tensors(list, item);
+  } else if constexpr (requires { value.getSubValues; } || requires { value.isTensor(); }) {
+    if (value.isTensor()) {
+      list.push_back(value.toTensor());
+    } else if (value.isTuple()) {
+      append_tensors(list, value.toTupleRef().elements().vec());
+    } else if (value.isTensorList()) {
+      append_tensors(list, value.toTensorVector());
+    } else if (value.isList()) {
+      append_tensors(list, value.toListRef().vec());
+    }
+  } else {
+    static_assert(!sizeof(T), "gimli: return a tensor, or tuples, pairs, optionals and vectors of tensors");
+  }
+}
+
+/// Calls `function()` with the substitution in place and returns its result, checked.
+template <class Function>
+auto substituted(const ModelTensors& model, const TensorList& parameters, const TensorList& buffers,
+                 Function&& function) {
+  Substitution scope(model, parameters, buffers);
+  auto result = std::forward<Function>(function)();
+  TensorList outputs;
+  append_tensors(outputs, result);
+  scope.check(outputs);
+  return result;
+}
+
+}  // namespace gimli

@@ -1,0 +1,25 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+namespace gimli {
+
+/// Tensors that belong together: a model's parameters, their gradients, an optimizer's moments. An undefined tensor in
+/// a list of gradients stands for "no gradient".
+using TensorList = std::vector<at::Tensor>;
+
+/// a + b, element by element; an undefined tensor counts as 0.
+TensorList sum(TensorList a, const TensorList& b);
+
+/// `list` divided by a number; undefined tensors stay undefined.
+TensorList divide(TensorList list, double divisor);
+
+/// The sum over all tensors of the elementwise products: the dot product of the lists as one long vector.
+at::Tensor dot(const TensorList& a, const TensorList& b);
+
+/// Sets the `.grad()` of each parameter, as a backward pass from zero would, for a torch::optim optimizer to use.
+void assign_gradients(const TensorList& parameters, const TensorList& gradients);
+
+}  // namespace gimli

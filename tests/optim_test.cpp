@@ -1,0 +1,880 @@
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include "gimli/gradcheck.h"
+#include "gimli/optim/adam.h"
+#include "gimli/optim/gradient_transform.h"
+#include "gimli/optim/registry.h"
+#include "gimli/optim/sgd.h"
+#include "optim_baselines.h"
+
+namespace {
+
+using gimli::TensorList;
+using namespace gimli::optim;
+
+// ---------------------------------------------------------------- the optimizers: a new one is a new row
+
+using TorchOptimizer = std::unique_ptr<torch::optim::Optimizer>;
+
+struct Family {
+  std::function<Optimizer(const Options&, TensorList)> make;
+  /// libtorch's own, with two parameter groups: the first parameter, and the others with different options.
+  std::function<TorchOptimizer(const Options&, const TensorList&)> make_torch;
+};
+
+bool is_on(const Options& options, const std::string& name) { return options.count(name) > 0; }
+
+template <class Torch, class TorchOptions>
+TorchOptimizer two_groups(TorchOptions options, const TensorList& parameters) {
+  auto others = options;
+  others.lr(2 * options.lr()).weight_decay(options.weight_decay() + 0.05);
+  std::vector<torch::optim::OptimizerParamGroup> groups;
+  groups.emplace_back(TensorList{parameters[0]}, std::make_unique<TorchOptions>(options));
+  groups.emplace_back(TensorList(parameters.begin() + 1, parameters.end()), std::make_unique<TorchOptions>(others));
+  return std::make_unique<Torch>(groups, options);
+}
+
+template <class To>
+To sgd_options(const Options& from) {
+  return To(from.at("lr"))
+      .momentum(from.at("momentum"))
+      .dampening(from.at("dampening"))
+      .weight_decay(from.at("weight_decay"))
+      .nesterov(is_on(from, "nesterov"));
+}
+
+template <class To>
+To adam_options(const Options& from) {
+  return To(from.at("lr"))
+      .betas({from.at("beta1"), from.at("beta2")})
+      .eps(from.at("eps"))
+      .weight_decay(from.at("weight_decay"))
+      .amsgrad(is_on(from, "amsgrad"));
+}
+
+const std::map<std::string, Family> families = {
+    {"SGD",
+     {[](const Options& from, TensorList parameters) {
+        return Optimizer(SGD(sgd_options<SGDOptions>(from).maximize(is_on(from, "maximize"))), std::move(parameters));
+      },
+      [](const Options& from, const TensorList& parameters) {
+        return two_groups<torch::optim::SGD>(sgd_options<torch::optim::SGDOptions>(from), parameters);
+      }}},
+    {"Adam",
+     {[](const Options& from, TensorList parameters) {
+        return Optimizer(Adam(adam_options<AdamOptions>(from).maximize(is_on(from, "maximize"))), std::move(parameters));
+      },
+      [](const Options& from, const TensorList& parameters) {
+        return two_groups<torch::optim::Adam>(adam_options<torch::optim::AdamOptions>(from), parameters);
+      }}},
+    {"AdamW",
+     {[](const Options& from, TensorList parameters) {
+        return Optimizer(AdamW(adam_options<AdamOptions>(from).maximize(is_on(from, "maximize"))),
+                         std::move(parameters));
+      },
+      [](const Options& from, const TensorList& parameters) {
+        return two_groups<torch::optim::AdamW>(adam_options<torch::optim::AdamWOptions>(from), parameters);
+      }}},
+};
+
+// ---------------------------------------------------------------- helpers
+
+template <class Baseline>
+std::string title(const Baseline& row) {
+  auto text = row.optimizer;
+  for (const auto& [name, value] : row.options) text += c10::str(" ", name, " ", value);
+  return text;
+}
+
+/// The numbers of optim_baselines.py: odd multiples of 1/32 between -0.75 and 0.75.
+at::Tensor values(at::IntArrayRef sizes, int64_t offset) {
+  const auto i = at::arange(c10::multiply_integers(sizes), at::kDouble);
+  return ((2 * at::remainder(7 * i + 5 * offset, 23) - 23) / 32).reshape(sizes);
+}
+
+/// The same, pushed away from 0, where the derivatives of Adam's first updates are steep.
+at::Tensor far_values(at::IntArrayRef sizes, int64_t offset) {
+  const auto x = values(sizes, offset);
+  return x + 0.5 * x.sign();
+}
+
+void expect_near(const at::Tensor& actual, const at::Tensor& expected, double relative) {
+  ASSERT_EQ(actual.sizes(), expected.sizes());
+  const auto error = (actual - expected).detach().abs().max().item<double>();
+  EXPECT_LE(error, relative * expected.detach().abs().max().item<double>()) << actual << "\nexpected\n" << expected;
+}
+
+template <class Function>
+void expect_error(Function function, const std::string& part) {
+  try {
+    function();
+    FAIL() << "no error; expected: " << part;
+  } catch (const c10::Error& error) {
+    const std::string message = error.what_without_backtrace();
+    EXPECT_NE(message.find(part), std::string::npos) << message;
+  }
+}
+
+/// Parameters and states on their way through an optimizer's updates, outside any inner loop.
+struct Course {
+  explicit Course(Optimizer from) : optimizer(std::move(from)) {
+    for (const auto& group : optimizer.groups()) {
+      for (const auto& parameter : group.parameters) parameters.push_back(parameter.detach().clone());
+      states.insert(states.end(), group.states.begin(), group.states.end());
+    }
+  }
+
+  void update(const TensorList& gradients) {
+    size_t i = 0;
+    for (const auto& group : optimizer.groups()) {
+      for (size_t index = 0; index < group.parameters.size(); ++index, ++i) {
+        if (!gradients[i].defined()) continue;
+        auto [parameter, state] = group.update(index, step, parameters[i], gradients[i], states[i]);
+        parameters[i] = parameter;
+        states[i] = state;
+      }
+    }
+    ++step;
+  }
+
+  /// All parameters and slots as one number.
+  at::Tensor total() const {
+    auto sum = at::zeros({}, at::kDouble);
+    int64_t offset = 0;
+    const auto add = [&](const at::Tensor& x) {
+      if (x.defined()) sum = sum + (x * far_values(x.sizes(), offset++)).sum();
+    };
+    for (const auto& parameter : parameters) add(parameter);
+    for (const auto& state : states) {
+      for (const auto& slot : state.slots) add(slot);
+    }
+    return sum;
+  }
+
+  Optimizer optimizer;
+  TensorList parameters;
+  std::vector<ParameterState> states;
+  int64_t step = 0;
+};
+
+TensorList requires_grad(TensorList list) {
+  for (auto& tensor : list) tensor = tensor.detach().clone().requires_grad_();
+  return list;
+}
+
+at::Tensor scalar(double value) { return at::scalar_tensor(value, at::kDouble).requires_grad_(); }
+
+/// A model that is nothing but one parameter.
+struct Point : torch::nn::Module {
+  explicit Point(const at::Tensor& value) { theta = register_parameter("theta", value.clone()); }
+  at::Tensor theta;
+};
+
+// ---------------------------------------------------------------- values
+
+TEST(Optim, agrees_with_python) {
+  for (const auto& row : update_baselines) {
+    SCOPED_TRACE(title(row));
+    Course course(families.at(row.optimizer).make(row.options, {values({3, 2}, 0), values({4}, 1)}));
+    size_t next = 0;
+    for (int64_t t = 0; t < 20; ++t) {
+      const auto factor = std::pow(0.5, t % 4);
+      course.update({values({3, 2}, 2 + 3 * t) * factor, values({4}, 3 + 3 * t) * factor});
+      if (t != 0 && t != 1 && t != 19) continue;
+      const auto expected = torch::tensor(row.parameters[next++], at::kDouble);
+      expect_near(at::cat({course.parameters[0].flatten(), course.parameters[1]}), expected, 1e-12);
+    }
+  }
+}
+
+class Libtorch : public testing::TestWithParam<std::tuple<int64_t, at::ScalarType>> {};
+
+// The last parameter gets no gradient in every other update.
+TensorList gradients_at(const TensorList& parameters, int64_t t) {
+  TensorList gradients;
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const bool unused = i + 1 == parameters.size() && t % 2 == 1;
+    const auto& like = parameters[i];
+    gradients.push_back(unused ? at::Tensor() : values(like.sizes(), 3 * t + i + 2).to(like.scalar_type()));
+  }
+  return gradients;
+}
+
+void step_torch(torch::optim::Optimizer& optimizer, const TensorList& parameters, int64_t t) {
+  const auto gradients = gradients_at(parameters, t);
+  for (size_t i = 0; i < parameters.size(); ++i) parameters[i].mutable_grad() = gradients[i];
+  optimizer.step();
+}
+
+TEST_P(Libtorch, agrees_side_by_side_and_after_copying_back) {
+  const auto [steps_before, dtype] = GetParam();
+  const double tolerance = dtype == at::kDouble ? 1e-12 : 1e-6;
+  for (const auto& row : update_baselines) {
+    if (is_on(row.options, "maximize")) continue;  // libtorch's have no such option
+    SCOPED_TRACE(title(row));
+    const auto& family = families.at(row.optimizer);
+    const auto fresh = [&, type = dtype] {
+      return requires_grad({values({4}, 0).to(type), values({3, 2}, 1).to(type).t(),
+                            values({1, 2, 2, 3}, 2).to(type).contiguous(at::MemoryFormat::ChannelsLast),
+                            values({2}, 3).to(type)});
+    };
+    const auto ours = fresh();
+    const auto torch_optimizer = family.make_torch(row.options, ours);
+    for (int64_t t = 0; t < steps_before; ++t) step_torch(*torch_optimizer, ours, t);
+
+    Course course(*torch_optimizer);
+    const auto untouched = requires_grad(ours);
+    for (int64_t t = steps_before; t < steps_before + 5; ++t) course.update(gradients_at(ours, t));
+    for (size_t i = 0; i < ours.size(); ++i) EXPECT_TRUE(at::equal(ours[i], untouched[i]));
+
+    auto back = requires_grad(course.parameters);
+    const auto back_optimizer = family.make_torch(row.options, back);
+    for (size_t i = 0; i < back.size(); ++i) copy_state(course.states[i], back[i], *back_optimizer);
+
+    for (int64_t t = steps_before; t < steps_before + 5; ++t) step_torch(*torch_optimizer, ours, t);
+    for (size_t i = 0; i < ours.size(); ++i) {
+      expect_near(course.parameters[i], ours[i], tolerance);
+      EXPECT_EQ(course.parameters[i].strides(), ours[i].strides());
+    }
+    for (int64_t t = steps_before + 5; t < steps_before + 8; ++t) {
+      step_torch(*torch_optimizer, ours, t);
+      step_torch(*back_optimizer, back, t);
+    }
+    for (size_t i = 0; i < ours.size(); ++i) expect_near(back[i], ours[i], tolerance);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(FreshAndUsed, Libtorch,
+                         testing::Combine(testing::Values(0, 1, 3), testing::Values(at::kDouble, at::kFloat)));
+
+TEST(Optim, copied_state_is_detached_and_momentum_can_begin_later) {
+  const auto parameters = requires_grad({values({3}, 0)});
+  torch::optim::SGD plain(parameters, torch::optim::SGDOptions(0.1));
+  Course course(plain);
+  course.update({values({3}, 1)});
+  copy_state(course.states[0], parameters[0], plain);
+  static_cast<torch::optim::SGDOptions&>(plain.param_groups()[0].options()).momentum(0.9);
+  parameters[0].mutable_grad() = values({3}, 2);
+  plain.step();
+  const auto* state = static_cast<const torch::optim::SGDParamState*>(find_state(plain, parameters[0]));
+  ASSERT_NE(state, nullptr);
+  EXPECT_TRUE(at::equal(state->momentum_buffer(), values({3}, 2)));
+
+  ParameterState attached{1, {values({3}, 3).requires_grad_() * 2}};
+  copy_state(attached, parameters[0], plain);
+  state = static_cast<const torch::optim::SGDParamState*>(find_state(plain, parameters[0]));
+  EXPECT_FALSE(state->momentum_buffer().requires_grad());
+  EXPECT_FALSE(state->momentum_buffer().is_alias_of(attached.slots[0]));
+}
+
+TEST(Optim, amsgrad_follows_the_option_when_it_is_switched_off) {
+  const auto parameters = requires_grad({values({3}, 0)});
+  torch::optim::Adam adam(parameters, torch::optim::AdamOptions(0.1).betas({0.9, 0.5}).amsgrad(true));
+  for (int64_t t = 0; t < 3; ++t) {
+    parameters[0].mutable_grad() = values({3}, t) * std::pow(0.5, t);
+    adam.step();
+  }
+  static_cast<torch::optim::AdamOptions&>(adam.param_groups()[0].options()).amsgrad(false);
+  Course course(adam);
+  parameters[0].mutable_grad() = values({3}, 7) / 16;
+  course.update({parameters[0].grad()});
+  adam.step();
+  expect_near(course.parameters[0], parameters[0], 1e-12);
+}
+
+// ---------------------------------------------------------------- derivatives
+
+enum class Given { number, per_group, per_tensor, per_element };
+
+struct ChainCase {
+  int64_t updates;
+  bool state;  // start from a state that is differentiated too, or from none
+  Given hyperparameters;
+};
+
+/// First and second derivatives of a chain of updates with respect to everything that goes in.
+void check_chain(const UpdateBaseline& row, const ChainCase& given) {
+  const TensorList start{values({2}, 1), values({1}, 2)};
+  const auto optimizer = families.at(row.optimizer).make(row.options, start);
+  const auto& group = optimizer.groups()[0];
+
+  TensorList inputs = start;
+  for (int64_t k = 0; k < 2 * given.updates; ++k) inputs.push_back(far_values(start[k % 2].sizes(), 3 * k));
+  if (given.state) {
+    int64_t offset = 0;  // positive: some are second moments
+    for (size_t i = 0; i < start.size(); ++i) {
+      for (size_t s = 0; s < group.states[i].slots.size(); ++s) {
+        inputs.push_back(values(start[i].sizes(), offset++) + 1);
+      }
+    }
+  }
+  const auto first_hyperparameter = inputs.size();
+  for (size_t h = 0; h < group.names.size() && given.hyperparameters != Given::number; ++h) {
+    for (size_t i = 0; i < (given.hyperparameters == Given::per_group ? 1 : start.size()); ++i) {
+      const bool element = given.hyperparameters == Given::per_element;
+      inputs.push_back(at::zeros(element ? start[i].sizes() : at::IntArrayRef(), at::kDouble));
+    }
+  }
+  inputs = requires_grad(inputs);
+
+  const auto function = [&](const TensorList& in) {
+    auto next = in.begin();
+    Course course(optimizer);
+    course.parameters = {next[0], next[1]};
+    next += 2;
+    auto gradients = next;
+    next += 2 * given.updates;
+    for (auto& state : course.states) {
+      if (!given.state) break;
+      state.step = 2;
+      for (auto& slot : state.slots) slot = *next++;
+    }
+    for (const auto& name : group.names) {
+      // The differences are taken in units of 1 - value, or beta2 = 0.999 would move out of its scale.
+      const double value = row.options.at(name);
+      const auto moved = [&] { return value + (1 - value) * *next++; };
+      if (given.hyperparameters == Given::per_group) course.optimizer.set(name, moved());
+      if (given.hyperparameters > Given::per_group) {
+        auto first = moved();
+        course.optimizer.set(name, TensorList{first, moved()});
+      }
+    }
+    for (int64_t t = 0; t < given.updates; ++t, gradients += 2) course.update({gradients[0], gradients[1]});
+    return course.total();
+  };
+
+  const auto options = gimli::GradcheckOptions().step(3e-6);
+  const auto first = gimli::gradcheck(function, inputs, options);
+  EXPECT_TRUE(first) << first.message;
+  const auto second = gimli::gradgradcheck(function, inputs, options);
+  EXPECT_TRUE(second) << second.message;
+
+  if (given.updates == 1) return;
+  const TensorList hyperparameters(inputs.begin() + first_hyperparameter, inputs.end());
+  if (hyperparameters.empty()) return;
+  for (const auto& gradient : torch::autograd::grad({function(inputs)}, hyperparameters)) {
+    EXPECT_TRUE(gradient.ne(0).all().item<bool>()) << "a hyperparameter has gradient 0";
+  }
+}
+
+TEST(Optim, derivatives_of_one_update) {
+  for (const auto& row : update_baselines) {
+    SCOPED_TRACE(title(row));
+    check_chain(row, {1, true, Given::per_element});
+    check_chain(row, {1, false, Given::per_group});
+  }
+}
+
+TEST(Optim, derivatives_of_three_updates) {
+  for (const auto& row : update_baselines) {
+    SCOPED_TRACE(title(row));
+    check_chain(row, {3, true, Given::per_group});
+    check_chain(row, {3, false, Given::per_tensor});
+    check_chain(row, {3, false, Given::number});
+  }
+}
+
+// ---------------------------------------------------------------- the loop
+
+using Activation = at::Tensor (*)(const at::Tensor&);
+
+/// The inner loop of optim_baselines.py.
+struct Loop {
+  explicit Loop(const LoopBaseline& row, Activation activation = at::tanh)
+      : net(torch::nn::Linear(2, 3), torch::nn::Functional(activation), torch::nn::Linear(3, 1)) {
+    net->to(at::kDouble);
+    torch::NoGradGuard no_gradient;
+    for (size_t i = 0; i < 4; ++i) {
+      auto parameter = net->parameters()[i];
+      parameter.copy_(values(parameter.sizes(), 5 + i));
+    }
+    optimizer = std::make_unique<Optimizer>(families.at(row.optimizer).make(row.options, net->parameters()));
+  }
+
+  /// Makes every hyperparameter a tensor, and returns them.
+  TensorList learn_hyperparameters(const Options& options) {
+    TensorList result;
+    for (const auto& name : optimizer->groups()[0].names) {
+      result.push_back(scalar(options.at(name)));
+      optimizer->set(name, result.back());
+    }
+    return result;
+  }
+
+  at::Tensor loss(int64_t x, int64_t y) { return at::mse_loss(net->forward(values({5, 2}, x)), values({5, 1}, y)); }
+
+  gimli::Bilevel problem() {
+    return gimli::Bilevel(net, *optimizer).steps(5).inner([this] { return loss(1, 2); }).outer([this] {
+      return loss(3, 4);
+    });
+  }
+
+  torch::nn::Sequential net;
+  std::unique_ptr<Optimizer> optimizer;
+};
+
+void expect_derivatives(const LoopBaseline& row, const gimli::Result& result, size_t first) {
+  EXPECT_NEAR(result.outer_loss.item<double>(), row.outer_loss, 1e-13);
+  ASSERT_EQ(result.gradients.size(), row.derivatives.size() - first);
+  for (size_t i = first; i < row.derivatives.size(); ++i) {
+    const auto& [of, value, error] = row.derivatives[i];
+    const auto ours = result.gradients[i - first].flatten()[0].item<double>();
+    EXPECT_NEAR(ours, value, 1e-12 + 1e-12 * std::abs(value) + 10 * error) << of;
+  }
+}
+
+TEST(Optim, hypergradients_agree_with_python) {
+  for (const auto& row : loop_baselines) {
+    SCOPED_TRACE(title(row));
+    Loop loop(row);
+    const auto weights = loop.net->parameters();
+    const auto fixed = gimli::hypergradient(loop.problem(), weights);
+    expect_derivatives(row, fixed, row.derivatives.size() - weights.size());
+
+    auto meta_parameters = loop.learn_hyperparameters(row.options);
+    meta_parameters.insert(meta_parameters.end(), weights.begin(), weights.end());
+    const auto learned = gimli::hypergradient(loop.problem(), meta_parameters);
+    expect_derivatives(row, learned, 0);
+
+    gimli::InnerLoop inner(loop.net, *loop.optimizer);
+    for (int k = 0; k < 5; ++k) inner.step([&] { return loop.loss(1, 2); });
+    inner.run([&] { return loop.loss(3, 4); }).backward();
+    for (size_t i = 0; i < meta_parameters.size(); ++i) {
+      expect_near(meta_parameters[i].grad(), learned.gradients[i], 1e-13);
+    }
+  }
+}
+
+TEST(Optim, hypergradients_agree_with_gradcheck) {
+  const auto options = gimli::GradcheckOptions().step(1e-6);
+  for (const auto& row : loop_baselines) {
+    SCOPED_TRACE(title(row));
+    Loop loop(row);
+    auto meta_parameters = loop.learn_hyperparameters(row.options);
+    for (const auto& weight : loop.net->parameters()) meta_parameters.push_back(weight);
+    const auto report = gimli::gradcheck(loop.problem(), meta_parameters, {}, gimli::Unroll(), options);
+    EXPECT_TRUE(report) << report.message;
+  }
+}
+
+// Appendix A.1 of the paper on the loss theta' H theta / 2 - b' theta: with M_t = I - alpha_t H, equation by equation,
+// d theta_(t+1) / d theta_t = M_t and d theta_(t+1) / d alpha_t = -(H theta_t - b).
+TEST(Optim, sgd_has_the_derivative_of_appendix_a) {
+  const auto root = values({3, 3}, 4);
+  const auto H = root.matmul(root.t()) + at::eye(3, at::kDouble);
+  const auto b = values({3}, 5), c = values({3}, 6);
+  const auto point = std::make_shared<Point>(values({3}, 7).requires_grad_());
+  constexpr int64_t steps = 4;
+  TensorList alphas;
+  for (int64_t t = 0; t < steps; ++t) alphas.push_back(scalar(0.1 + 0.05 * t));
+
+  Optimizer sgd(SGD(SGDOptions(0.1)), {point->theta});
+  sgd.set("lr", Hyperparameter([&](int64_t step) { return alphas[step]; }));
+  gimli::InnerLoop inner(point, sgd, gimli::InnerLoopOptions().history(true));
+  for (int64_t t = 0; t < steps; ++t) {
+    inner.step([&] { return 0.5 * point->theta.dot(H.mv(point->theta)) - b.dot(point->theta); });
+  }
+  inner.run([&] { return c.dot(point->theta); }).backward();
+
+  auto back = c;  // d outer / d theta_t, from the last step to the first
+  for (int64_t t = steps - 1; t >= 0; --t) {
+    const auto gradient = H.mv(inner.parameters(t)[0].detach()) - b;
+    expect_near(alphas[t].grad(), -back.dot(gradient), 1e-13);
+    back = back - alphas[t].detach() * H.mv(back);
+  }
+  expect_near(point->theta.grad(), back, 1e-13);
+
+  // The closed form theta_T = theta* + (I - alpha H)^T (theta_0 - theta*) for one learning rate.
+  const auto alpha = scalar(0.2);
+  sgd.set("lr", alpha);
+  point->theta.mutable_grad() = at::Tensor();
+  gimli::InnerLoop same(point, sgd);
+  for (int64_t t = 0; t < steps; ++t) {
+    same.step([&] { return 0.5 * point->theta.dot(H.mv(point->theta)) - b.dot(point->theta); });
+  }
+  same.run([&] { return c.dot(point->theta); }).backward();
+  const auto M = at::eye(3, at::kDouble) - 0.2 * H;
+  const auto optimum = at::linalg_solve(H, b);
+  const auto distance = point->theta.detach() - optimum;
+  expect_near(same.parameters()[0], optimum + M.matrix_power(steps).mv(distance), 1e-13);
+  expect_near(point->theta.grad(), M.matrix_power(steps).mv(c), 1e-13);
+  expect_near(alpha.grad(), -steps * c.dot(H.mv(M.matrix_power(steps - 1).mv(distance))), 1e-13);
+}
+
+// ---------------------------------------------------------------- edges
+
+Options with(Options options, const std::string& name, double value) {
+  options[name] = value;
+  return options;
+}
+
+// Zero gradients that stay zero, as those of a dead unit do: theta, the hyperparameters and the other gradients move.
+TEST(Optim, zero_gradients_have_derivatives) {
+  for (const auto& row : update_baselines) {
+    SCOPED_TRACE(title(row));
+    const TensorList start{values({3}, 1)};
+    const auto optimizer = families.at(row.optimizer).make(row.options, start);
+    const auto mask = at::tensor({0.0, 1.0, 0.0}, at::kDouble);
+    const auto& names = optimizer.groups()[0].names;
+    auto inputs = TensorList{start[0], far_values({3}, 2), far_values({3}, 3)};
+    for (size_t h = 0; h < names.size(); ++h) inputs.push_back(at::zeros({}, at::kDouble));
+    inputs = requires_grad(inputs);
+    const auto function = [&](const TensorList& in) {
+      Course course(optimizer);
+      course.parameters = {in[0]};
+      for (size_t h = 0; h < names.size(); ++h) {
+        const double value = row.options.at(names[h]);
+        // Where g is weight_decay theta, Adam's update is as steep as that is small: the decay stays what it is.
+        if (names[h] != "weight_decay" || row.optimizer != "Adam") {
+          course.optimizer.set(names[h], value + (1 - value) * in[3 + h]);
+        }
+      }
+      course.update({in[1] * mask});
+      course.update({in[2] * mask});
+      return course.total();
+    };
+    const auto first = gimli::gradcheck(function, inputs, gimli::GradcheckOptions().step(3e-6));
+    EXPECT_TRUE(first) << first.message;
+    const auto second = gimli::gradgradcheck(function, inputs, gimli::GradcheckOptions().step(3e-6));
+    EXPECT_TRUE(second) << second.message;
+  }
+}
+
+// The gradient itself passes through 0, where Adam's update is lr g / (c |g| + eps): a kink in the second derivative, so
+// that differences of a large eps and a tiny step are needed.
+TEST(Optim, derivatives_at_a_zero_gradient) {
+  for (const auto& row : update_baselines) {
+    SCOPED_TRACE(title(row));
+    const TensorList start{values({2}, 1)};
+    auto options = row.options;
+    if (options.count("eps")) options = with(with(options, "eps", 0.5), "beta2", 0.5);
+    const auto optimizer = families.at(row.optimizer).make(with(options, "weight_decay", 0), start);
+    const auto& names = optimizer.groups()[0].names;
+    const auto zero = at::tensor({0.0, 0.625}, at::kDouble);
+    auto inputs = TensorList{start[0], zero, zero, zero};
+    for (size_t h = 0; h < names.size(); ++h) inputs.push_back(scalar(optimizer.groups()[0].rule->hyperparameters()[h].value));
+    inputs = requires_grad(inputs);
+    const auto function = [&](const TensorList& in) {
+      Course course(optimizer);
+      course.parameters = {in[0]};
+      for (size_t h = 0; h < names.size(); ++h) {
+        if (names[h] != "weight_decay") course.optimizer.set(names[h], in[4 + h]);
+      }
+      for (int64_t t = 0; t < 3; ++t) course.update({in[1 + t]});
+      return course.total();
+    };
+    const auto tolerance = gimli::GradcheckOptions().step(1e-8).absolute(1e-6).relative(1e-6);
+    const auto first = gimli::gradcheck(function, inputs, tolerance);
+    EXPECT_TRUE(first) << first.message;
+    const auto second = gimli::gradgradcheck(function, inputs, tolerance);
+    EXPECT_TRUE(second) << second.message;
+  }
+}
+
+TEST(Optim, dead_units_leave_the_hypergradient_finite_and_right) {
+  for (const auto& row : loop_baselines) {
+    SCOPED_TRACE(title(row));
+    if (is_on(row.options, "maximize")) continue;
+    Loop loop(row, at::relu);
+    {
+      torch::NoGradGuard no_gradient;
+      loop.net->parameters()[1][0] = -9;  // the first hidden unit is 0 on all data
+    }
+    auto meta_parameters = loop.learn_hyperparameters(row.options);
+    for (const auto& weight : loop.net->parameters()) meta_parameters.push_back(weight);
+    const auto result = gimli::hypergradient(loop.problem(), meta_parameters);
+    for (const auto& gradient : result.gradients) EXPECT_TRUE(gradient.isfinite().all().item<bool>());
+    const auto report = gimli::gradcheck(loop.problem(), meta_parameters, {}, gimli::Unroll(),
+                                         gimli::GradcheckOptions().step(1e-6));
+    EXPECT_TRUE(report) << report.message;
+  }
+}
+
+TEST(Optim, zero_valued_tensors_keep_the_value) {
+  const TensorList start{values({4}, 0)};
+  for (const auto& row : update_baselines) {
+    SCOPED_TRACE(title(row));
+    const auto plain = families.at(row.optimizer).make(row.options, start);
+    auto tensors = plain;
+    for (const auto& name : plain.groups()[0].names) {
+      const auto value = row.options.at(name);
+      if (value == 0) tensors.set(name, scalar(value));
+    }
+    Course expected(plain), actual(tensors);
+    for (int64_t t = 0; t < 4; ++t) {
+      expected.update({values({4}, t + 1)});
+      actual.update({values({4}, t + 1)});
+    }
+    expect_near(actual.parameters[0], expected.parameters[0], 1e-14);
+  }
+}
+
+TEST(Optim, maximize_climbs) {
+  for (const auto& [name, family] : families) {
+    SCOPED_TRACE(name);
+    const auto row = std::find_if(update_baselines.begin(), update_baselines.end(), [&, wanted = name](const auto& r) {
+      return r.optimizer == wanted && is_on(r.options, "maximize");
+    });
+    ASSERT_NE(row, update_baselines.end());
+    const auto point = std::make_shared<Point>(values({3}, 7).requires_grad_());
+    const auto loss = [&] { return point->theta.square().sum(); };
+    gimli::InnerLoop inner(point, family.make(with(row->options, "lr", 0.01), {point->theta}));
+    const auto first = inner.step(loss), second = inner.step(loss), third = inner.step(loss);
+    EXPECT_LT(first.item<double>(), second.item<double>());
+    EXPECT_LT(second.item<double>(), third.item<double>());
+  }
+}
+
+TEST(Optim, sgd_refuses_nesterov_without_momentum) {
+  expect_error([] { SGD(SGDOptions(0.1).nesterov(true)); }, "SGD: nesterov needs a momentum above 0 and no dampening");
+}
+
+// ---------------------------------------------------------------- hyperparameters
+
+TEST(Hyperparameter, may_change_with_the_step_and_the_parameter) {
+  const TensorList start{values({2}, 0), values({3}, 1)};
+  const TensorList ones{at::ones({2}, at::kDouble), at::ones({3}, at::kDouble)};
+  const auto moved = [&](const Hyperparameter& lr) {
+    Course course(Optimizer(SGD(SGDOptions(0)), start).set("lr", lr));
+    course.update(ones);
+    course.update(ones);
+    return TensorList{start[0] - course.parameters[0], start[1] - course.parameters[1]};
+  };
+  expect_near(moved(0.25)[1], 0.5 * ones[1], 1e-15);
+  expect_near(moved(Hyperparameter([](int64_t step) { return step == 0 ? 0.5 : 0.125; }))[0], 0.625 * ones[0], 1e-15);
+  const auto lists = moved(Hyperparameter([](int64_t step) { return TensorList{scalar(step), scalar(0.5)}; }));
+  expect_near(lists[0], ones[0], 1e-15);
+  expect_near(lists[1], ones[1], 1e-15);
+  expect_near(moved(TensorList{scalar(0.5), values({3}, 2)})[1], 2 * values({3}, 2), 1e-15);
+  expect_near(moved(at::tensor(0.5f))[0], ones[0], 1e-15);  // converted to the parameter's type
+}
+
+TEST(Hyperparameter, refuses_what_does_not_fit) {
+  const TensorList start{values({2}, 0), values({3}, 1)};
+  Optimizer sgd(SGD(SGDOptions(0.1)), start);
+  expect_error([&] { sgd.set("lrr", 0.1); }, "no parameter group has a hyperparameter 'lrr'");
+  expect_error([&] { sgd.set(0, "lrr", 0.1); },
+               "SGD has no hyperparameter 'lrr'; it has: lr, momentum, dampening, weight_decay");
+  expect_error([&] { sgd.set(1, "lr", 0.1); }, "no parameter group 1, there are 1");
+  expect_error([&] { sgd.set("lr", TensorList{scalar(1)}); }, "hyperparameter 'lr': got 1 tensors, expected");
+  expect_error([&] { sgd.set("lr", TensorList(3, scalar(1))); }, "hyperparameter 'lr': got 3 tensors, expected");
+
+  const auto update = [&](const Hyperparameter& lr) {
+    Course course(Optimizer(sgd).set("lr", lr));
+    course.update({values({2}, 2), values({3}, 3)});
+  };
+  const std::string expected = "hyperparameter 'lr': expected a floating-point tensor that expands to the shape ";
+  expect_error([&] { update(at::ones({4}, at::kDouble)); }, expected + "[2] of its parameter, got Double of shape [4]");
+  expect_error([&] { update(at::ones({1, 1, 2}, at::kDouble)); }, expected + "[2]");
+  expect_error([&] { update(TensorList{scalar(1), values({2}, 0)}); }, expected + "[3]");
+  expect_error([&] { update(at::ones({}, at::kLong)); }, "got Long of shape []");
+  expect_error([&] { update(at::Tensor()); }, "got an undefined tensor");
+  expect_error([&] { update(Hyperparameter([](int64_t) { return TensorList{scalar(1)}; })); }, "got 1 tensors");
+  expect_error([&] { update(Hyperparameter([](int64_t) { return TensorList(3, scalar(1)); })); }, "got 3 tensors");
+}
+
+TEST(Optimizer, sets_all_groups_or_one_and_joins) {
+  const TensorList a{values({2}, 0)}, b{values({3}, 1)};
+  Optimizer both{Optimizer(SGD(SGDOptions(0.1)), a), Optimizer(Adam(), b)};
+  ASSERT_EQ(both.groups().size(), 2u);
+  EXPECT_EQ(both.groups()[0].rule->name(), "SGD");
+  EXPECT_EQ(both.groups()[1].rule->name(), "Adam");
+
+  const auto value = [&](size_t group, const std::string& name) {
+    const auto& g = both.groups()[group];
+    const auto index = std::find(g.names.begin(), g.names.end(), name) - g.names.begin();
+    return g.values[index].at(0, 0, g.parameters[0], name).number();
+  };
+  both.set("lr", 0.5);
+  EXPECT_EQ(value(0, "lr"), 0.5);
+  EXPECT_EQ(value(1, "lr"), 0.5);
+  both.set(1, "lr", 0.25);
+  EXPECT_EQ(value(0, "lr"), 0.5);
+  EXPECT_EQ(value(1, "lr"), 0.25);
+  both.set("eps", 0.125);  // Adam alone has it
+  EXPECT_EQ(value(1, "eps"), 0.125);
+
+  Course course(both), alone(Optimizer(Adam(AdamOptions(0.25).eps(0.125)), b));
+  course.update({values({2}, 2), values({3}, 3)});
+  alone.update({values({3}, 3)});
+  EXPECT_TRUE(at::equal(course.parameters[0], a[0] - 0.5 * values({2}, 2)));
+  EXPECT_TRUE(at::equal(course.parameters[1], alone.parameters[0]));
+}
+
+// ---------------------------------------------------------------- gradient transforms
+
+TEST(GradientTransform, clip_by_norm_agrees_with_torch) {
+  for (const double max_norm : {0.5, 1.0, 100.0}) {
+    const TensorList gradients{values({3, 2}, 1), at::Tensor(), values({4}, 2)};
+    const auto parameters = requires_grad({values({3, 2}, 0), values({5}, 0), values({4}, 0)});
+    for (size_t i = 0; i < 3; ++i) {
+      if (gradients[i].defined()) parameters[i].mutable_grad() = gradients[i].clone();
+    }
+    torch::nn::utils::clip_grad_norm_(parameters, max_norm);
+    const auto clipped = clip_by_norm(max_norm)(gradients, 0);
+    EXPECT_FALSE(clipped[1].defined());
+    expect_near(clipped[0], parameters[0].grad(), 1e-14);
+    expect_near(clipped[2], parameters[2].grad(), 1e-14);
+
+    const auto inputs = requires_grad({gradients[0], gradients[2]});
+    const auto function = [&](const TensorList& in) {
+      const auto out = clip_by_norm(max_norm)({in[0], at::Tensor(), in[1]}, 0);
+      return (out[0] * values({3, 2}, 3)).sum() + (out[2] * values({4}, 4)).sum();
+    };
+    const auto first = gimli::gradcheck(function, inputs), second = gimli::gradgradcheck(function, inputs);
+    EXPECT_TRUE(first) << first.message;
+    EXPECT_TRUE(second) << second.message;
+  }
+}
+
+TEST(GradientTransform, clip_by_norm_of_nothing) {
+  EXPECT_FALSE(clip_by_norm(1)({at::Tensor()}, 0)[0].defined());
+  const auto zero = at::zeros({2}, at::kDouble).requires_grad_();
+  const auto clipped = clip_by_norm(1)({zero}, 0)[0];
+  clipped.sum().backward();
+  EXPECT_TRUE(at::equal(clipped, zero));
+  EXPECT_TRUE(at::equal(zero.grad(), at::ones({2}, at::kDouble)));
+  expect_error([] { clip_by_norm(0); }, "clip_by_norm: expected a maximal norm above 0, got 0");
+}
+
+TEST(GradientTransform, clip_by_value_and_stop_gradient) {
+  const auto g = at::tensor({-2.0, -0.25, 0.5, 3.0}, at::kDouble).requires_grad_();
+  const auto clipped = clip_by_value(1)({g, at::Tensor()}, 0);
+  EXPECT_TRUE(at::equal(clipped[0], at::tensor({-1.0, -0.25, 0.5, 1.0}, at::kDouble)));
+  EXPECT_FALSE(clipped[1].defined());
+  clipped[0].sum().backward();
+  EXPECT_TRUE(at::equal(g.grad(), at::tensor({0.0, 1.0, 1.0, 0.0}, at::kDouble)));
+  expect_error([] { clip_by_value(-1); }, "clip_by_value: expected a maximal value above 0, got -1");
+
+  const auto stopped = stop_gradient()({g, at::Tensor()}, 0);
+  EXPECT_FALSE(stopped[0].requires_grad());
+  EXPECT_TRUE(at::equal(stopped[0], g));
+  EXPECT_FALSE(stopped[1].defined());
+}
+
+TEST(GradientTransform, stopping_every_gradient_is_first_order) {
+  const auto& row = loop_baselines.back();
+  Loop loop(row);
+  auto meta_parameters = loop.learn_hyperparameters(row.options);
+  for (const auto& weight : loop.net->parameters()) meta_parameters.push_back(weight);
+  const auto expected = gimli::hypergradient(loop.problem(), meta_parameters, {}, gimli::Unroll::first_order());
+  const auto stopped =
+      gimli::hypergradient(loop.problem().gradient_transform(stop_gradient()), meta_parameters);
+  for (size_t i = 0; i < meta_parameters.size(); ++i) {
+    EXPECT_TRUE(at::equal(stopped.gradients[i], expected.gradients[i]));
+  }
+}
+
+// ---------------------------------------------------------------- a third party's optimizer
+
+struct FadingOptions : torch::optim::OptimizerCloneableOptions<FadingOptions> {
+  FadingOptions(double lr) : lr_(lr) {}
+  TORCH_ARG(double, lr);
+};
+
+struct FadingState : torch::optim::OptimizerCloneableParamState<FadingState> {
+  TORCH_ARG(int64_t, step) = 0;
+};
+
+/// theta <- theta - lr / (t + 1) g.
+struct Fading : torch::optim::Optimizer {
+  Fading(TensorList parameters, FadingOptions options)
+      : torch::optim::Optimizer(std::move(parameters), std::make_unique<FadingOptions>(options)) {}
+
+  at::Tensor step(LossClosure = nullptr) override {
+    torch::NoGradGuard no_gradient;
+    for (auto& group : param_groups()) {
+      const auto lr = static_cast<const FadingOptions&>(group.options()).lr();
+      for (auto& parameter : group.params()) {
+        auto& state = this->state()[parameter.unsafeGetTensorImpl()];
+        if (!state) state = std::make_unique<FadingState>();
+        auto& t = static_cast<FadingState&>(*state).step();
+        parameter.sub_(parameter.grad(), lr / static_cast<double>(++t));
+      }
+    }
+    return {};
+  }
+};
+
+/// Unknown to gimli, though its base is known.
+struct FadingMore final : Fading {
+  using Fading::Fading;
+};
+
+class FadingRule final : public UpdateRule {
+ public:
+  FadingRule(double lr, double factor) : lr_(lr), factor_(factor) {}
+
+  std::string name() const override { return "Fading"; }
+  std::vector<NamedValue> hyperparameters() const override { return {{"lr", lr_}}; }
+  ParameterState init(const at::Tensor&) const override { return {}; }
+  Update update(const at::Tensor& theta, const at::Tensor& gradient, const ParameterState& state,
+                const Values& hyperparameters) const override {
+    const auto rate = hyperparameters[0] * factor_ / static_cast<double>(state.step + 1);
+    return {add_scaled(theta, -rate, gradient), {state.step + 1, {}}};
+  }
+
+ private:
+  double lr_, factor_;
+};
+
+void register_fading(double factor) {
+  register_optimizer<Fading, FadingOptions, FadingState>(
+      [factor](const FadingOptions& from) { return FadingRule(from.lr(), factor); },
+      [](const FadingState& from) { return ParameterState{from.step(), {}}; },
+      [](const ParameterState& from) {
+        FadingState to;
+        to.step(from.step);
+        return to;
+      });
+}
+
+TEST(Registry, takes_a_third_partys_optimizer) {
+  register_fading(1);
+  const auto point = std::make_shared<Point>(values({3}, 0).requires_grad_());
+  const auto loss = [&] { return point->theta.pow(4).sum(); };
+  const auto step = [&](torch::optim::Optimizer& optimizer) {
+    optimizer.zero_grad();
+    loss().backward();
+    optimizer.step();
+  };
+  Fading fading({point->theta}, FadingOptions(0.1));
+  step(fading);
+
+  Optimizer optimizer(fading);
+  const auto lr = scalar(0.1);
+  optimizer.set("lr", lr);
+  const auto problem = gimli::Bilevel(point, optimizer).steps(3).inner(loss).outer(loss);
+  const auto report = gimli::gradcheck(problem, {point->theta, lr});
+  EXPECT_TRUE(report) << report.message;
+
+  gimli::InnerLoop inner(point, optimizer);
+  inner.step(loss);
+  inner.step(loss);
+  const auto reached = inner.parameters()[0].detach();
+  Fading copy({point->theta}, FadingOptions(0.1));
+  inner.copy_state_to(copy);
+  step(fading);
+  step(fading);
+  expect_near(reached, point->theta, 1e-14);
+  const auto* state = static_cast<const FadingState*>(find_state(copy, point->theta));
+  ASSERT_NE(state, nullptr);
+  EXPECT_EQ(state->step(), 3);
+}
+
+TEST(Registry, replaces_and_refuses) {
+  const TensorList parameters = requires_grad({values({3}, 0)});
+  Fading fading(parameters, FadingOptions(0.5));
+  for (const double factor : {1.0, 2.0}) {
+    register_fading(factor);
+    Course course(fading);
+    course.update({values({3}, 1)});
+    EXPECT_TRUE(at::equal(course.parameters[0], values({3}, 0) - 0.5 * factor * values({3}, 1)));
+  }
+  FadingMore more(parameters, FadingOptions(0.5));
+  expect_error([&] { Optimizer{more}; }, "FadingMore is not supported; register an update rule for it with "
+                                         "gimli::optim::register_optimizer");
+}
+
+}  // namespace

@@ -7,9 +7,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 torch=2.13.0  # installed by pip into .venv, when neither CMAKE_PREFIX_PATH nor the active Python leads to a libtorch
 oldest_torch=2.6
 oldest_cmake=3.25
-required=(libarchive-dev libpng-dev libgtest-dev libcli11-dev libtomlplusplus-dev nlohmann-json3-dev)
-commands=("${CXX:-c++}:g++" cmake:cmake ninja:ninja-build)  # a command, and the Debian package that has it
-optional=(ccache:ccache mold:mold gnuplot:gnuplot-nox)      # faster builds; plots
+required=(libarchive-dev libpng-dev libgtest-dev libcli11-dev libtomlplusplus-dev nlohmann-json3-dev libfmt-dev)
+commands=("${CXX:-c++}:g++" cmake:cmake ninja:ninja-build)  # a command (or file), and the package that has it
+optional=(ccache:ccache mold:mold gnuplot:gnuplot-nox       # faster builds; plots; benchmarks
+          /usr/include/benchmark/benchmark.h:libbenchmark-dev)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
@@ -71,7 +72,7 @@ has_venv() { python3 -c 'import ensurepip, venv' &>/dev/null; }
 add_missing() {  # to the array missing, the packages of COMMAND:PACKAGE... whose command is not there
   local pair
   for pair in "$@"; do
-    command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
+    command -v "${pair%%:*}" >/dev/null || [[ $pair == /* && -e ${pair%%:*} ]] || missing+=("${pair#*:}")
   done
 }
 

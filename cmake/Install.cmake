@@ -1,6 +1,5 @@
 # `cmake --install`: headers, library and a package for find_package(gimli).
 include(CMakePackageConfigHelpers)
-include(GNUInstallDirs)
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/gimli)
 
 install(TARGETS gimli EXPORT gimliTargets COMPONENT gimli

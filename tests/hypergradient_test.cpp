@@ -6,6 +6,7 @@
 #include <random>
 #include <thread>
 
+#include "expect.h"
 #include "gimli/gradcheck.h"
 #include "gimli/optim/adam.h"
 #include "gimli/optim/sgd.h"
@@ -29,16 +30,6 @@ std::vector<Regression> make_tasks(int count) {
                      torch::randn({6, 2}, f64)});
   }
   return tasks;
-}
-
-void expect_error(const std::function<void()>& action, const std::string& words) {
-  try {
-    action();
-    FAIL() << "no error; expected: " << words;
-  } catch (const c10::Error& error) {
-    EXPECT_NE(std::string(error.what_without_backtrace()).find(words), std::string::npos)
-        << error.what_without_backtrace();
-  }
 }
 
 class HypergradientTest : public testing::Test {
@@ -273,7 +264,9 @@ TEST(ThreadsTest, RunsEveryTaskOnceAndRethrowsTheFirstError) {
 }
 
 TEST(ThreadsTest, LeavesIntraOpThreadsOfTheCallerAlone) {
-  const int before = at::get_num_threads();
+  const int original = at::get_num_threads();
+  const int before = 2;
+  at::set_num_threads(before);
   const Threads pool(2);
   std::vector<int> inside(4);
   pool.run(4, [&](int64_t i) { inside[i] = at::get_num_threads(); });
@@ -282,6 +275,7 @@ TEST(ThreadsTest, LeavesIntraOpThreadsOfTheCallerAlone) {
   int in_a_new_thread = 0;
   std::thread([&] { in_a_new_thread = at::get_num_threads(); }).join();
   EXPECT_EQ(in_a_new_thread, before);
+  at::set_num_threads(original);
 }
 
 TEST(ThreadsTest, PassesTheCallersModesOnAndRefusesToNest) {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include "expect.h"
 #include "gimli/optim/sgd.h"
 #include "memory_meter.h"
 
@@ -13,27 +14,6 @@ namespace nn = torch::nn;
 using torch::Tensor;
 
 const auto f64 = torch::dtype(torch::kDouble);
-
-TensorList clones(const TensorList& list) {
-  TensorList copies;
-  for (const auto& tensor : list) copies.push_back(tensor.detach().clone());
-  return copies;
-}
-
-void expect_equal(const TensorList& a, const TensorList& b) {
-  ASSERT_EQ(a.size(), b.size());
-  for (size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(torch::equal(a[i], b[i])) << "tensor " << i;
-}
-
-void expect_error(const std::function<void()>& action, const std::string& words) {
-  try {
-    action();
-    FAIL() << "no error; expected: " << words;
-  } catch (const c10::Error& error) {
-    EXPECT_NE(std::string(error.what_without_backtrace()).find(words), std::string::npos)
-        << error.what_without_backtrace();
-  }
-}
 
 /// A small net with batch norm (running statistics), a problem for it, and the means to train it by torch::optim.
 class InnerLoopTest : public testing::Test {

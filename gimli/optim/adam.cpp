@@ -22,14 +22,14 @@ ParameterState adam_init(const AdamOptions& options, const at::Tensor& parameter
 }
 
 // The lines that Adam and AdamW share: everything after the weight decay.
-UpdateRule::Update adam_update(const at::Tensor& theta, const at::Tensor& g, const ParameterState& state,
+UpdateRule::Update adam_update(const at::Tensor& theta, const at::Tensor& g, const ParameterState& state, bool amsgrad,
                                const Value& lr, const Value& beta1, const Value& beta2, const Value& eps) {
   const int64_t t = state.step + 1;
-  const bool amsgrad = state.slots.size() > 2;
 
   const auto m = moving_average(beta1, state.slots[0], g);
   const auto v = moving_average(beta2, state.slots[1], g * g);
-  const auto u = amsgrad ? at::maximum(state.slots[2], v) : v;
+  // The option decides, as in torch.optim: a torch::optim optimizer's may have changed since its state was made.
+  const auto u = amsgrad && state.slots.size() > 2 ? at::maximum(state.slots[2], v) : v;
   const auto denominator = shift(divide(root(u), sqrt(1 - pow(beta2, t))), eps);
 
   ParameterState next{t, {m, v}};
@@ -50,7 +50,7 @@ UpdateRule::Update Adam::update(const at::Tensor& theta, const at::Tensor& gradi
   const auto [lr, beta1, beta2, eps, weight_decay] = unpack<5>(hyperparameters);
   auto g = options_.maximize() ? -gradient : gradient;
   if (!weight_decay.is_off()) g = add_scaled(g, weight_decay, theta);
-  return adam_update(theta, g, state, lr, beta1, beta2, eps);
+  return adam_update(theta, g, state, options_.amsgrad(), lr, beta1, beta2, eps);
 }
 
 UpdateRule::Update AdamW::update(const at::Tensor& theta, const at::Tensor& gradient, const ParameterState& state,
@@ -58,7 +58,7 @@ UpdateRule::Update AdamW::update(const at::Tensor& theta, const at::Tensor& grad
   const auto [lr, beta1, beta2, eps, weight_decay] = unpack<5>(hyperparameters);
   const auto g = options_.maximize() ? -gradient : gradient;
   const auto decayed = weight_decay.is_off() ? theta : scale(1 - lr * weight_decay, theta);
-  return adam_update(decayed, g, state, lr, beta1, beta2, eps);
+  return adam_update(decayed, g, state, options_.amsgrad(), lr, beta1, beta2, eps);
 }
 
 }  // namespace gimli::optim

@@ -78,7 +78,8 @@ Value Hyperparameter::at(int64_t step, size_t index, const at::Tensor& parameter
     return (*schedule)(step).at(step, index, parameter, name);
   }
   const auto* list = std::get_if<TensorList>(&value_);
-  if (list) check(index + 1, name);
+  TORCH_CHECK(!list || index < list->size(), "hyperparameter '", name, "': got ", list ? list->size() : 0,
+              " tensors, expected one for each parameter of the group");
   const Value value = list ? Value((*list)[index]) : std::get<Value>(value_);
   if (value.is_number()) return value;
   const auto& tensor = value.tensor();
@@ -91,8 +92,8 @@ Value Hyperparameter::at(int64_t step, size_t index, const at::Tensor& parameter
 
 void Hyperparameter::check(size_t count, const std::string& name) const {
   if (const auto* list = std::get_if<TensorList>(&value_)) {
-    TORCH_CHECK(list->size() >= count, "hyperparameter '", name, "': got ", list->size(),
-                " tensors, expected one for each parameter of the group");
+    TORCH_CHECK(list->size() == count, "hyperparameter '", name, "': got ", list->size(),
+                " tensors, expected one for each of the group's ", count, " parameters");
   }
 }
 

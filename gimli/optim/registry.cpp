@@ -5,6 +5,7 @@
 #include <torch/optim/adamw.h>
 #include <torch/optim/sgd.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 
@@ -103,7 +104,14 @@ const torch::optim::OptimizerParamState* find_state(const torch::optim::Optimize
 void copy_state(const ParameterState& state, const at::Tensor& parameter, torch::optim::Optimizer& optimizer) {
   ParameterState copy{state.step, {}};
   for (const auto& slot : state.slots) copy.slots.push_back(slot.defined() ? slot.detach().clone() : slot);
-  optimizer.state()[state_key(parameter)] = translation_of(optimizer).write(copy);
+  // Where torch.optim has nothing to remember it keeps no state at all, and takes one for complete.
+  const bool nothing = !copy.slots.empty() && std::none_of(copy.slots.begin(), copy.slots.end(),
+                                                           [](const at::Tensor& slot) { return slot.defined(); });
+  if (nothing) {
+    optimizer.state().erase(state_key(parameter));
+  } else {
+    optimizer.state()[state_key(parameter)] = translation_of(optimizer).write(copy);
+  }
 }
 
 }  // namespace gimli::optim

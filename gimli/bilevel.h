@@ -147,9 +147,8 @@ class Bilevel final {
     } else if constexpr (count == 1 && std::is_integral_v<std::tuple_element_t<0, Args>>) {
       return [f](const TaskRef&, int64_t step) -> Result { return f(step); };
     } else if constexpr (count == 1) {
-      return [f](const TaskRef& task, int64_t) -> Result {
-        return f(task.template get<std::tuple_element_t<0, Args>>());
-      };
+      return
+          [f](const TaskRef& task, int64_t) -> Result { return f(task.template get<std::tuple_element_t<0, Args>>()); };
     } else {
       static_assert(count == 2 && std::is_integral_v<std::tuple_element_t<1, Args>>,
                     "gimli: a closure takes (const Task&, int64_t step), or either of them, or nothing");

@@ -59,9 +59,8 @@ Result hypergradient(const Bilevel& problem, const TensorList& meta_parameters, 
                 " does not require a gradient");
   }
   at::AutoGradMode with_gradient(true);
-  auto result = gather(problem, tasks, batch, [&](const TaskRef& task) {
-    return strategy.differentiate(problem, meta_parameters, task);
-  });
+  auto result = gather(problem, tasks, batch,
+                       [&](const TaskRef& task) { return strategy.differentiate(problem, meta_parameters, task); });
   for (size_t i = 0; i < meta_parameters.size(); ++i) {
     auto& gradient = result.gradients[i];
     if (!gradient.defined()) gradient = at::zeros_like(meta_parameters[i], at::TensorOptions().requires_grad(false));

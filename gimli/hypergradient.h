@@ -16,10 +16,10 @@ struct CostReport {
 };
 
 struct Result {
-  at::Tensor outer_loss;                ///< mean over the tasks, 0-dimensional
-  at::Tensor outer_losses;              ///< [tasks]
-  TensorList auxiliary;                 ///< one a task, as the outer closure returned it last; undefined if it did not
-  TensorList gradients;                 ///< of outer_loss, one a meta-parameter, of its shape
+  at::Tensor outer_loss;                 ///< mean over the tasks, 0-dimensional
+  at::Tensor outer_losses;               ///< [tasks]
+  TensorList auxiliary;                  ///< one a task, as the outer closure returned it last; undefined if it did not
+  TensorList gradients;                  ///< of outer_loss, one a meta-parameter, of its shape
   std::vector<InnerState> final_states;  ///< one a task, if the problem keeps them
   CostReport cost;
 };
@@ -44,8 +44,8 @@ class Strategy {
                                    const TaskRef& task) const = 0;
 };
 
-/// Backpropagation through the recorded inner loop: all of it, its last K steps (truncated), or all of it with the inner
-/// gradients as constants (first-order MAML, Finn et al. 2017). Memory grows with the number of steps recorded.
+/// Backpropagation through the recorded inner loop: all of it, its last K steps (truncated), or all of it with the
+/// inner gradients as constants (first-order MAML, Finn et al. 2017). Memory grows with the number of steps recorded.
 class Unroll final : public Strategy {
  public:
   Unroll() = default;

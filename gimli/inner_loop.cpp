@@ -65,8 +65,7 @@ InnerLoop::InnerLoop(ModelTensors model, optim::Optimizer optimizer, InnerLoopOp
   if (setup_->options.history()) history_.push_back(state_.parameters);
 }
 
-InnerLoop::InnerLoop(const InnerLoop& other)
-    : setup_(other.setup_), state_(other.state_), history_(other.history_) {
+InnerLoop::InnerLoop(const InnerLoop& other) : setup_(other.setup_), state_(other.state_), history_(other.history_) {
   state_.buffers = cloned(std::move(state_.buffers));
 }
 
@@ -131,9 +130,8 @@ void InnerLoop::set_state(InnerState state) {
   const auto& model = setup_->model;
   TORCH_CHECK(state.parameters.size() == model.parameters.size() && state.buffers.size() == model.buffers.size() &&
                   state.optimizer.size() == model.parameters.size(),
-              "InnerLoop::set_state: the state has ", state.parameters.size(), " parameters and ",
-              state.buffers.size(), " buffers, the model has ", model.parameters.size(), " and ",
-              model.buffers.size());
+              "InnerLoop::set_state: the state has ", state.parameters.size(), " parameters and ", state.buffers.size(),
+              " buffers, the model has ", model.parameters.size(), " and ", model.buffers.size());
   state_ = std::move(state);
   for (size_t i = 0; i < state_.parameters.size(); ++i) {
     auto& parameter = state_.parameters[i];
@@ -146,10 +144,11 @@ void InnerLoop::set_state(InnerState state) {
 }
 
 const TensorList& InnerLoop::parameters(int64_t step) const {
-  TORCH_CHECK(setup_->options.history(), "InnerLoop::parameters: the weights of past steps are kept only with the option "
-              "history(true)");
-  TORCH_CHECK(step >= 0 && step < static_cast<int64_t>(history_.size()), "InnerLoop::parameters: expected a step from 0 "
-              "to ", static_cast<int64_t>(history_.size()) - 1, ", got ", step);
+  TORCH_CHECK(setup_->options.history(),
+              "InnerLoop::parameters: the weights of past steps are kept only with the option history(true)");
+  TORCH_CHECK(step >= 0 && step < static_cast<int64_t>(history_.size()),
+              "InnerLoop::parameters: expected a step from 0 to ", static_cast<int64_t>(history_.size()) - 1, ", got ",
+              step);
   return history_[step];
 }
 

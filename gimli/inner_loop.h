@@ -14,7 +14,7 @@ namespace gimli {
 /// What an inner loop records for an outer loss to be differentiated through it.
 enum class Graph {
   full,         ///< everything: the outer gradient is exact
-  first_order,  ///< the updates, with the inner gradients as constants (first-order MAML; the paper's stop operator on G)
+  first_order,  ///< the updates, with the inner gradients as constants (first-order MAML)
   none          ///< nothing, for evaluation: memory does not grow with the number of steps
 };
 
@@ -49,11 +49,11 @@ struct InnerState {
 /// optimizer is modified. Fast weights start as the model's parameters, so the outer gradient arrives in
 /// `model->parameters()`; the optimizer's state starts as a copy of what it holds.
 ///
-/// Parameters that the optimizer does not hold, or that do not require a gradient, are frozen. A parameter that a step's
-/// loss does not use keeps its value and its state in that step, as with torch.optim.
+/// Parameters that the optimizer does not hold, or that do not require a gradient, are frozen. A parameter that a
+/// step's loss does not use keeps its value and its state in that step, as with torch.optim.
 ///
-/// A copy is a branch: it shares the past and goes its own way. One loop belongs to one thread; loops in several threads
-/// may share a model.
+/// A copy is a branch: it shares the past and goes its own way. One loop belongs to one thread; loops in several
+/// threads may share a model.
 class InnerLoop final {
  public:
   InnerLoop(ModelTensors model, optim::Optimizer optimizer, InnerLoopOptions options = {});
@@ -67,8 +67,7 @@ class InnerLoop final {
 
   /// One step on the loss that `closure()` returns, computed with the fast weights under the model. Returns the loss.
   template <class Closure>
-    requires std::is_invocable_r_v<at::Tensor, Closure>
-  at::Tensor step(Closure&& closure) {
+  requires std::is_invocable_r_v<at::Tensor, Closure> at::Tensor step(Closure&& closure) {
     at::AutoGradMode with_gradient(true);
     return step(at::Tensor(run(std::forward<Closure>(closure))));
   }

@@ -1,7 +1,7 @@
 #include "gimli/substitution.h"
 
-#include <ATen/record_function.h>
 #include <ATen/SequenceNumber.h>
+#include <ATen/record_function.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/jit/python/update_graph_executor_opt.h>

@@ -26,15 +26,15 @@ struct NamedTensors {
   size_t size() const { return tensors.size(); }
 };
 
-/// The tensors that a model reads besides its inputs. A module, a module holder, a pointer to a module and a TorchScript
-/// module all convert to it.
+/// The tensors that a model reads besides its inputs. A module, a module holder, a pointer to a module and a
+/// TorchScript module all convert to it.
 struct ModelTensors {
   ModelTensors(const torch::nn::Module& model);
   ModelTensors(const torch::jit::Module& model);
   template <class Pointer>
-    requires requires(const Pointer& pointer) {
-      { *pointer } -> std::convertible_to<const torch::nn::Module&>;
-    }
+  requires requires(const Pointer& pointer) {
+    { *pointer } -> std::convertible_to<const torch::nn::Module&>;
+  }
   ModelTensors(const Pointer& pointer) : ModelTensors(static_cast<const torch::nn::Module&>(*pointer)) {}
 
   NamedTensors parameters;
@@ -112,7 +112,8 @@ void append_tensors(TensorList& list, const T& value) {
     std::apply([&](const auto&... item) { (append_tensors(list, item), ...); }, value);
   } else if constexpr (requires { value.begin() != value.end(); }) {
     for (const auto& item : value) append_tensors(list, item);
-  } else if constexpr (requires { value.getSubValues; } || requires { value.isTensor(); }) {
+  } else if constexpr (
+      requires { value.getSubValues; } || requires { value.isTensor(); }) {
     if (value.isTensor()) {
       list.push_back(value.toTensor());
     } else if (value.isTuple()) {

@@ -44,7 +44,8 @@ Threads::Threads(int64_t count) : count_(count) {
 std::string Threads::name() const { return c10::str("Threads(", count_, ")"); }
 
 void Threads::run(int64_t count, const std::function<void(int64_t)>& function) const {
-  TORCH_CHECK(!Substitution::active(), "Threads: tasks cannot be spread over threads from inside an inner loop, whose "
+  TORCH_CHECK(!Substitution::active(),
+              "Threads: tasks cannot be spread over threads from inside an inner loop, whose "
               "fast weights belong to one thread; use Sequential there");
   TORCH_CHECK(!pool_->inThreadPool(), "Threads: called from one of its own tasks; use Sequential there");
 

@@ -28,9 +28,9 @@ class Sequential final : public TaskBatch {
   void run(int64_t count, const std::function<void(int64_t)>& function) const override;
 };
 
-/// On a pool of threads that lives as long as the object and its copies. Every task runs on one thread with one intra-op
-/// thread, so its result does not depend on how many there are: Threads(1) and Threads(8) agree bitwise. Several tasks a
-/// core beat several cores a task on the small operators of inner loops.
+/// On a pool of threads that lives as long as the object and its copies. Every task runs on one thread with one
+/// intra-op thread, so its result does not depend on how many there are: Threads(1) and Threads(8) agree bitwise.
+/// Several tasks a core beat several cores a task on the small operators of inner loops.
 class Threads final : public TaskBatch {
  public:
   explicit Threads(int64_t count);

@@ -26,8 +26,8 @@ struct Regression {
 std::vector<Regression> make_tasks(int count) {
   std::vector<Regression> tasks;
   for (int i = 0; i < count; ++i) {
-    tasks.push_back({torch::randn({6, 3}, f64), torch::randn({6, 2}, f64), torch::randn({6, 3}, f64),
-                     torch::randn({6, 2}, f64)});
+    tasks.push_back(
+        {torch::randn({6, 3}, f64), torch::randn({6, 2}, f64), torch::randn({6, 3}, f64), torch::randn({6, 2}, f64)});
   }
   return tasks;
 }
@@ -113,11 +113,14 @@ TEST_F(HypergradientTest, AgreesWithTheClosedFormOfALinearProblem) {
   m->to(torch::kDouble);
   const double x = 1.3, y = 0.7, xq = -0.4, yq = 2, a = 0.1;
   const int T = 6;
-  const auto bilevel =
-      Bilevel(m, optim::Optimizer(optim::SGD(a), m->parameters()).set("lr", lr))
-          .steps(T)
-          .inner([&] { return (m->forward(torch::full({1, 1}, x, f64)) - y).pow(2).sum() / 2; })
-          .outer([&] { return (m->forward(torch::full({1, 1}, xq, f64)) - yq).pow(2).sum() / 2; });
+  const auto bilevel = Bilevel(m, optim::Optimizer(optim::SGD(a), m->parameters()).set("lr", lr))
+                           .steps(T)
+                           .inner([&] {
+                             return (m->forward(torch::full({1, 1}, x, f64)) - y).pow(2).sum() / 2;
+                           })
+                           .outer([&] {
+                             return (m->forward(torch::full({1, 1}, xq, f64)) - yq).pow(2).sum() / 2;
+                           });
   const auto result = hypergradient(bilevel, {m->weight, lr});
 
   const double w0 = m->weight.item<double>(), r = 1 - a * x * x, fixed = y / x;
@@ -137,11 +140,10 @@ TEST_F(HypergradientTest, FirstOrderIsTheOuterGradientAtTheAdaptedWeights) {
     for (int k = 0; k < 4; ++k) {
       inner.step([&] { return (model->forward(task.x) - task.y).pow(2).sum(1).mean(); });
     }
-    expected = sum(std::move(expected),
-                   torch::autograd::grad({inner.run([&] {
-                                           return torch::mse_loss(model->forward(task.x_query), task.y_query);
-                                         })},
-                                         inner.parameters()));
+    expected = sum(
+        std::move(expected),
+        torch::autograd::grad({inner.run([&] { return torch::mse_loss(model->forward(task.x_query), task.y_query); })},
+                              inner.parameters()));
   }
   for (size_t i = 0; i < expected.size(); ++i) {
     EXPECT_TRUE(torch::allclose(result.gradients[i], expected[i] / 3, 1e-12, 1e-15)) << i;
@@ -232,8 +234,11 @@ TEST_F(HypergradientTest, BadInputGetsOneSentence) {
   expect_error([&] { hypergradient(p, {lr}); }, "but they were given no task");
   expect_error([&] { hypergradient(p, model->parameters(), tasks, Unroll::last(2)); },
                "Unroll::last(2): meta-parameter '0.weight' sets the start of the inner loop");
-  expect_error([&] { hypergradient(problem().outer_at({1, 4}), {lr}, tasks, Unroll::last(2)); },
-               "the outer loss after step 1 lies before the steps that are differentiated");
+  expect_error(
+      [&] {
+        hypergradient(problem().outer_at({1, 4}), {lr}, tasks, Unroll::last(2));
+      },
+      "the outer loss after step 1 lies before the steps that are differentiated");
   expect_error([&] { hypergradient(problem().outer_at({5}), {lr}, tasks); }, "step 5 is not among the 0 to 4 steps");
   expect_error([&] { Unroll::last(-1); }, "expected at least 0 steps, got -1");
   expect_error([&] { Threads(0); }, "expected at least 1 thread, got 0");

@@ -87,13 +87,13 @@ TEST_F(InnerLoopTest, OuterGradientIsThatOfTheHandWrittenLoop) {
 
   Tensor w = linear->weight, c = linear->bias;
   for (int k = 0; k < 4; ++k) {
-    const auto g = torch::autograd::grad({torch::mse_loss(torch::nn::functional::linear(a, w, c), b)}, {w, c}, {}, true,
-                                         true);
+    const auto g =
+        torch::autograd::grad({torch::mse_loss(torch::nn::functional::linear(a, w, c), b)}, {w, c}, {}, true, true);
     w = torch::addcmul(w, -lr, g[0]);
     c = torch::addcmul(c, -lr, g[1]);
   }
-  const auto expected = torch::autograd::grad({torch::nn::functional::linear(a, w, c).pow(2).mean()},
-                                              {linear->weight, linear->bias, lr});
+  const auto expected =
+      torch::autograd::grad({torch::nn::functional::linear(a, w, c).pow(2).mean()}, {linear->weight, linear->bias, lr});
   EXPECT_TRUE(torch::equal(linear->weight.grad(), expected[0]));
   EXPECT_TRUE(torch::equal(linear->bias.grad(), expected[1]));
   EXPECT_TRUE(torch::equal(lr.grad(), expected[2]));
@@ -177,9 +177,10 @@ TEST_F(InnerLoopTest, AdaptsASubsetAndLeavesFrozenAndUnusedParametersAlone) {
 
 TEST_F(InnerLoopTest, SeveralGroupsAndSeveralOptimizers) {
   const auto p = model->parameters();
-  torch::optim::SGD groups({torch::optim::OptimizerParamGroup({p[0], p[1]}, std::make_unique<torch::optim::SGDOptions>(0.3)),
-                            torch::optim::OptimizerParamGroup({p[2], p[3], p[4], p[5]})},
-                           torch::optim::SGDOptions(0.1));
+  torch::optim::SGD groups(
+      {torch::optim::OptimizerParamGroup({p[0], p[1]}, std::make_unique<torch::optim::SGDOptions>(0.3)),
+       torch::optim::OptimizerParamGroup({p[2], p[3], p[4], p[5]})},
+      torch::optim::SGDOptions(0.1));
   torch::optim::SGD body({p[0], p[1]}, 0.3), rest({p[2], p[3]}, 0.1);
   torch::optim::Adam head({p[4], p[5]}, 0.02);
 
@@ -287,9 +288,8 @@ TEST_F(InnerLoopTest, TransformsTheGradientsOfEachStep) {
   EXPECT_NEAR(std::sqrt(squares), 0.01, 1e-5);
   expect_error(
       [&] {
-        InnerLoop bad(model, optimizer, InnerLoopOptions().gradient_transforms({[](TensorList, int64_t) {
-          return TensorList{};
-        }}));
+        InnerLoop bad(model, optimizer,
+                      InnerLoopOptions().gradient_transforms({[](TensorList, int64_t) { return TensorList{}; }}));
         step(bad, 1);
       },
       "returned 0 tensors for 6 parameters");
@@ -298,7 +298,8 @@ TEST_F(InnerLoopTest, TransformsTheGradientsOfEachStep) {
 TEST_F(InnerLoopTest, StopGradientCutsThePast) {
   torch::optim::SGD optimizer(model->parameters(), torch::optim::SGDOptions(0.1).momentum(0.9));
   const auto lr = torch::tensor(0.1, f64.requires_grad(true));
-  InnerLoop cut(model, optim::Optimizer(optimizer).set("lr", lr)), whole(model, optim::Optimizer(optimizer).set("lr", lr));
+  InnerLoop cut(model, optim::Optimizer(optimizer).set("lr", lr)),
+      whole(model, optim::Optimizer(optimizer).set("lr", lr));
   step(whole, 4);
   step(cut, 2);
   cut.stop_gradient();

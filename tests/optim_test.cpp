@@ -72,8 +72,7 @@ const std::map<std::string, Family> families = {
       }}},
     {"AdamW",
      {[](const Options& from, TensorList parameters) {
-        return Optimizer(AdamW(adam_options<AdamOptions>(from).maximize(has(from, "maximize"))),
-                         std::move(parameters));
+        return Optimizer(AdamW(adam_options<AdamOptions>(from).maximize(has(from, "maximize"))), std::move(parameters));
       },
       [](const Options& from, const TensorList& parameters) {
         return two_groups<torch::optim::AdamW>(adam_options<torch::optim::AdamWOptions>(from), parameters);
@@ -575,8 +574,8 @@ TEST(Optim, dead_units_leave_the_hypergradient_finite_and_right) {
     for (const auto& weight : loop.net->parameters()) meta_parameters.push_back(weight);
     const auto result = gimli::hypergradient(loop.problem(), meta_parameters);
     for (const auto& gradient : result.gradients) EXPECT_TRUE(gradient.isfinite().all().item<bool>());
-    const auto report = gimli::gradcheck(loop.problem(), meta_parameters, {}, gimli::Unroll(),
-                                         gimli::GradcheckOptions().step(1e-6));
+    const auto report =
+        gimli::gradcheck(loop.problem(), meta_parameters, {}, gimli::Unroll(), gimli::GradcheckOptions().step(1e-6));
     EXPECT_TRUE(report) << report.message;
   }
 }
@@ -748,8 +747,7 @@ TEST(GradientTransform, stopping_every_gradient_is_first_order) {
   auto meta_parameters = loop.learn_hyperparameters(row.options);
   for (const auto& weight : loop.net->parameters()) meta_parameters.push_back(weight);
   const auto expected = gimli::hypergradient(loop.problem(), meta_parameters, {}, gimli::Unroll::first_order());
-  const auto stopped =
-      gimli::hypergradient(loop.problem().gradient_transform(stop_gradient()), meta_parameters);
+  const auto stopped = gimli::hypergradient(loop.problem().gradient_transform(stop_gradient()), meta_parameters);
   for (size_t i = 0; i < meta_parameters.size(); ++i) {
     EXPECT_TRUE(at::equal(stopped.gradients[i], expected.gradients[i]));
   }
@@ -811,7 +809,9 @@ class FadingRule final : public UpdateRule {
 void register_fading(double factor) {
   register_optimizer<Fading, FadingOptions, FadingState>(
       [factor](const FadingOptions& from) { return FadingRule(from.lr(), factor); },
-      [](const FadingState& from) { return ParameterState{from.step(), {}}; },
+      [](const FadingState& from) {
+        return ParameterState{from.step(), {}};
+      },
       [](const ParameterState& from) {
         FadingState to;
         to.step(from.step);
@@ -862,8 +862,9 @@ TEST(Registry, replaces_and_refuses) {
     EXPECT_TRUE(at::equal(course.parameters[0], values({3}, 0) - 0.5 * factor * values({3}, 1)));
   }
   FadingMore more(parameters, FadingOptions(0.5));
-  expect_error([&] { Optimizer{more}; }, "FadingMore is not supported; register an update rule for it with "
-                                         "gimli::optim::register_optimizer");
+  expect_error([&] { Optimizer{more}; },
+               "FadingMore is not supported; register an update rule for it with "
+               "gimli::optim::register_optimizer");
 }
 
 }  // namespace

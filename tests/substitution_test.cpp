@@ -50,8 +50,8 @@ struct ListsImpl : nn::Module {
   }
   Tensor forward(const Tensor& x) {
     const auto rows = torch::cat({a, x, b});
-    return torch::stack({rows.index({index}), torch::einsum("ij,kj->ik", {a.repeat({2, 1}), b}).narrow(0, 0, 3).narrow(
-                                                  1, 0, 3)}) +
+    return torch::stack({rows.index({index}),
+                         torch::einsum("ij,kj->ik", {a.repeat({2, 1}), b}).narrow(0, 0, 3).narrow(1, 0, 3)}) +
            torch::block_diag({a, b}).sum();
   }
   Tensor a, b, index;
@@ -176,11 +176,11 @@ const NetworkCase networks[] = {
        nn::GRU m(nn::GRUOptions(4, 3));
        m->to(options.dtype().toScalarType());
        const auto x = torch::randn({5, 2, 4}, options);
-       return Network{m, [=]() mutable { return std::get<0>(m(x)); },
-                      [=](const auto& p, auto&) {
-                        return std::get<0>(
-                            torch::gru(x, torch::zeros({1, 2, 3}, options), p, true, 1, 0., true, false, false));
-                      }};
+       return Network{
+           m, [=]() mutable { return std::get<0>(m(x)); },
+           [=](const auto& p, auto&) {
+             return std::get<0>(torch::gru(x, torch::zeros({1, 2, 3}, options), p, true, 1, 0., true, false, false));
+           }};
      }},
     {"MultiheadAttention",
      [](torch::TensorOptions options) {
@@ -211,14 +211,15 @@ const NetworkCase networks[] = {
      [](torch::TensorOptions options) {
        Lists m(options);
        const auto x = torch::randn({2, 3}, options);
-       return Network{m, [=]() mutable { return m(x); },
-                      [=](const auto& p, auto& b) {
-                        const auto rows = torch::cat({p[0], x, p[1]});
-                        return torch::stack({rows.index({b[0]}), torch::einsum("ij,kj->ik", {p[0].repeat({2, 1}), p[1]})
-                                                                     .narrow(0, 0, 3)
-                                                                     .narrow(1, 0, 3)}) +
-                               torch::block_diag({p[0], p[1]}).sum();
-                      }};
+       return Network{
+           m, [=]() mutable { return m(x); },
+           [=](const auto& p, auto& b) {
+             const auto rows = torch::cat({p[0], x, p[1]});
+             return torch::stack(
+                        {rows.index({b[0]}),
+                         torch::einsum("ij,kj->ik", {p[0].repeat({2, 1}), p[1]}).narrow(0, 0, 3).narrow(1, 0, 3)}) +
+                    torch::block_diag({p[0], p[1]}).sum();
+           }};
      }},
     {"NestedModules",
      [](torch::TensorOptions options) {

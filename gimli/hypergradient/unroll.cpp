@@ -13,8 +13,9 @@ void check_reach(const InnerLoop& loop, const ModelTensors& model, const TensorL
     if (gradients[i].defined()) continue;
     for (size_t p = 0; p < model.parameters.size(); ++p) {
       TORCH_CHECK(!(model.parameters.tensors[p].is_same(meta_parameters[i]) && loop.adapts(p)), name,
-                  ": meta-parameter '", model.parameters.names[p], "' sets the start of the inner loop, which the last "
-                  "steps do not reach; use Unroll() or Unroll::first_order()");
+                  ": meta-parameter '", model.parameters.names[p],
+                  "' sets the start of the inner loop, which the last steps do not reach; use Unroll() or "
+                  "Unroll::first_order()");
     }
   }
 }

@@ -70,8 +70,8 @@ class Hyperparameter final {
   Hyperparameter(TensorList per_parameter) : value_(std::move(per_parameter)) {}
   /// A different one at each step of the inner loop, counted from 0.
   template <class Schedule>
-    requires std::is_invocable_v<Schedule, int64_t>
-  Hyperparameter(Schedule schedule) : value_(std::function<Hyperparameter(int64_t)>(std::move(schedule))) {}
+  requires std::is_invocable_v<Schedule, int64_t> Hyperparameter(Schedule schedule)
+      : value_(std::function<Hyperparameter(int64_t)>(std::move(schedule))) {}
 
   /// The value for the `index`-th of the group's parameters at `step`; `name` is used in errors.
   Value at(int64_t step, size_t index, const at::Tensor& parameter, const std::string& name) const;

@@ -68,8 +68,8 @@ Optimizer& Optimizer::set(const std::string& name, const Hyperparameter& value) 
     group.set(name, value);
     known = true;
   }
-  TORCH_CHECK(known, "Optimizer::set: no parameter group has a hyperparameter '", name, "'; the first has: ",
-              groups_.empty() ? "none" : c10::Join(", ", groups_[0].names));
+  TORCH_CHECK(known, "Optimizer::set: no parameter group has a hyperparameter '", name,
+              "'; the first has: ", groups_.empty() ? "none" : c10::Join(", ", groups_[0].names));
   return *this;
 }
 

@@ -64,8 +64,8 @@ struct ParameterGroup {
 
 /// What an inner loop does with its gradients: parameter groups, each with its rule.
 ///
-/// A torch::optim optimizer converts by itself, so `InnerLoop(model, torch_optimizer)` works. A rule can also be applied
-/// to parameters directly: `Optimizer(SGD(SGDOptions(0.1).maximize(true)), parameters)`.
+/// A torch::optim optimizer converts by itself, so `InnerLoop(model, torch_optimizer)` works. A rule can also be
+/// applied to parameters directly: `Optimizer(SGD(SGDOptions(0.1).maximize(true)), parameters)`.
 class Optimizer final {
  public:
   /// The differentiable form of a torch::optim optimizer whose type is registered: a copy of its groups, their options
@@ -73,8 +73,7 @@ class Optimizer final {
   Optimizer(const torch::optim::Optimizer& optimizer);
 
   template <class Rule>
-    requires std::is_base_of_v<UpdateRule, Rule>
-  Optimizer(Rule rule, TensorList parameters) {
+  requires std::is_base_of_v<UpdateRule, Rule> Optimizer(Rule rule, TensorList parameters) {
     groups_.emplace_back(std::make_shared<const Rule>(std::move(rule)), std::move(parameters));
   }
 

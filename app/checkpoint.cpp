@@ -1,0 +1,100 @@
+#include "app/checkpoint.h"
+
+#include <fmt/format.h>
+
+#include <sstream>
+
+#include "app/file.h"
+#include "gimli/data/cache_file.h"
+
+namespace gimli::app {
+namespace {
+
+constexpr int64_t kFormat = 1;
+constexpr std::string_view kMark = "gimli checkpoint ";
+
+/// Comes after the archive; of fixed length.
+std::string trailer_of(std::string_view archive) { return fmt::format("{}{:016x}\n", kMark, data::checksum(archive)); }
+
+template <class T>
+T read(torch::serialize::InputArchive& archive, const std::string& key) {
+  c10::IValue value;
+  archive.read(key, value);
+  return value.to<T>();
+}
+
+}  // namespace
+
+void save_checkpoint(const std::filesystem::path& path, const RunState& state, const NamedTensors& parameters,
+                     const torch::optim::Optimizer& optimizer) {
+  torch::serialize::OutputArchive archive, tensors, moments;
+  archive.write("format", c10::IValue(kFormat));
+  archive.write("experiment", c10::IValue(state.experiment));
+  archive.write("configuration", c10::IValue(state.configuration));
+  archive.write("iteration", c10::IValue(state.iteration));
+  archive.write("seconds", c10::IValue(state.seconds));
+  archive.write("count", c10::IValue(static_cast<int64_t>(parameters.size())));
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    torch::serialize::OutputArchive entry;
+    entry.write("name", c10::IValue(parameters.names[i]));
+    entry.write("value", parameters.tensors[i].detach().cpu());
+    tensors.write(std::to_string(i), entry);
+  }
+  optimizer.save(moments);
+  archive.write("parameters", tensors);
+  archive.write("optimizer", moments);
+  std::ostringstream stream;
+  archive.save_to(stream);
+  auto bytes = std::move(stream).str();
+  bytes += trailer_of(bytes);
+  write_file(path, bytes);
+}
+
+Checkpoint load_checkpoint(const std::filesystem::path& path) {
+  TORCH_CHECK(std::filesystem::exists(path), "there is no checkpoint ", path.string());
+  const auto bytes = read_file(path);
+  const auto length = trailer_of("").size();
+  const auto content = std::string_view(bytes).substr(0, bytes.size() - std::min(bytes.size(), length));
+  const auto trailer = std::string_view(bytes).substr(content.size());
+  TORCH_CHECK(trailer.starts_with(kMark), path.string(), " is not a checkpoint of gimli, or was cut short");
+  TORCH_CHECK(trailer == trailer_of(content), path.string(), " is damaged: its checksum does not fit");
+
+  Checkpoint checkpoint;
+  try {
+    torch::serialize::InputArchive archive, tensors;
+    archive.load_from(content.data(), content.size(), at::kCPU);
+    const auto format = read<int64_t>(archive, "format");
+    TORCH_CHECK(format == kFormat, "it is of format ", format, ", and this gimli reads format ", kFormat);
+    checkpoint.state = {read<std::string>(archive, "experiment"), read<std::string>(archive, "configuration"),
+                        read<int64_t>(archive, "iteration"), read<double>(archive, "seconds")};
+    archive.read("parameters", tensors);
+    archive.read("optimizer", checkpoint.optimizer);
+    const auto count = read<int64_t>(archive, "count");
+    for (int64_t i = 0; i < count; ++i) {
+      torch::serialize::InputArchive entry;
+      tensors.read(std::to_string(i), entry);
+      checkpoint.parameters.names.push_back(read<std::string>(entry, "name"));
+      entry.read("value", checkpoint.parameters.tensors.emplace_back());
+    }
+  } catch (const c10::Error& error) {
+    TORCH_CHECK(false, path.string(), " cannot be read: ", error.what_without_backtrace());
+  }
+  return checkpoint;
+}
+
+void restore(const Checkpoint& checkpoint, const NamedTensors& parameters) {
+  const auto& saved = checkpoint.parameters;
+  TORCH_CHECK(saved.names == parameters.names, "the checkpoint holds other parameters than the experiment has");
+  for (size_t i = 0; i < saved.size(); ++i) {
+    TORCH_CHECK(saved.tensors[i].sizes() == parameters.tensors[i].sizes(), "the checkpoint's ", saved.names[i],
+                " has shape ", saved.tensors[i].sizes(), ", and the experiment's ", parameters.tensors[i].sizes());
+  }
+  at::NoGradGuard no_grad;
+  for (size_t i = 0; i < saved.size(); ++i) parameters.tensors[i].copy_(saved.tensors[i]);
+}
+
+std::filesystem::path checkpoint_path(const std::filesystem::path& path) {
+  return std::filesystem::is_directory(path) ? path / "checkpoint.pt" : path;
+}
+
+}  // namespace gimli::app

@@ -1,0 +1,167 @@
+#include "app/evaluation.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "gimli/data/sinusoid.h"
+
+namespace gimli::app {
+namespace {
+
+/// Tasks between two looks at `on_tasks`.
+constexpr int64_t kChunk = 50;
+
+struct Score {
+  double loss = 0;
+  std::optional<double> accuracy;
+};
+
+/// The scores of one task after each of `steps`, ascending.
+std::vector<Score> adapt(const Bilevel& problem, const data::Task& task, const std::vector<int64_t>& steps) {
+  const auto reference = TaskRef::to(task);
+  auto loop = problem.start(Graph::none);
+  std::vector<Score> scores;
+  at::NoGradGuard no_grad;
+  for (const auto step : steps) {
+    while (loop.state().step < step) problem.step(loop, reference);
+    const auto value = problem.outer(loop, reference);
+    auto& score = scores.emplace_back();
+    score.loss = value.loss.item<double>();
+    if (value.auxiliary.defined()) score.accuracy = value.auxiliary.item<double>();
+  }
+  return scores;
+}
+
+std::string format(const Estimate& estimate, double scale, int digits) {
+  auto text = fmt::format("{:.{}f}", scale * estimate.mean, digits);
+  if (std::isfinite(estimate.interval)) text += fmt::format(" ± {:.{}f}", scale * estimate.interval, digits);
+  return text;
+}
+
+/// Columns a terminal needs for UTF-8 text.
+size_t columns(const std::string& text) {
+  return std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xc0) != 0x80; });
+}
+
+nlohmann::ordered_json to_json(const Estimate& estimate) {
+  return {{"mean", estimate.mean}, {"interval", estimate.interval}};
+}
+
+std::vector<double> to_vector(const at::Tensor& tensor) {
+  const auto values = tensor.to(at::kCPU, at::kDouble).contiguous();
+  return {values.const_data_ptr<double>(), values.const_data_ptr<double>() + values.numel()};
+}
+
+}  // namespace
+
+Estimate estimate(const std::vector<double>& sample) {
+  const auto n = static_cast<double>(sample.size());
+  const double mean = std::accumulate(sample.begin(), sample.end(), 0.) / n;
+  if (n < 2) return {mean, std::numeric_limits<double>::quiet_NaN()};
+  double squares = 0;
+  for (const double x : sample) squares += (x - mean) * (x - mean);
+  return {mean, 1.96 * std::sqrt(squares / (n - 1)) / std::sqrt(n)};
+}
+
+std::optional<Evaluation> evaluate_adaptation(const Experiment& experiment, int64_t tasks, std::vector<int64_t> steps,
+                                              const TaskBatch& batch, const OnTasks& on_tasks) {
+  steps.push_back(0);
+  std::sort(steps.begin(), steps.end());
+  steps.erase(std::unique(steps.begin(), steps.end()), steps.end());
+
+  const auto& dataset = experiment.dataset();
+  std::vector<std::vector<Score>> scores(tasks);
+  for (int64_t begin = 0; begin < tasks; begin += kChunk) {
+    const auto count = std::min(kChunk, tasks - begin);
+    batch.run(count, [&](int64_t i) {
+      const auto task = task_on(*dataset.held_out, begin + i, dataset.device);
+      scores[begin + i] = adapt(experiment.problem(), task, steps);
+    });
+    if (on_tasks && !on_tasks(begin + count)) return std::nullopt;
+  }
+
+  Evaluation evaluation{tasks, {}};
+  for (size_t s = 0; s < steps.size(); ++s) {
+    std::vector<double> losses, accuracies;
+    for (const auto& task : scores) {
+      losses.push_back(task[s].loss);
+      if (task[s].accuracy) accuracies.push_back(*task[s].accuracy);
+    }
+    auto& row = evaluation.steps.emplace_back(StepEvaluation{steps[s], estimate(losses), std::nullopt});
+    if (!accuracies.empty()) row.accuracy = estimate(accuracies);
+  }
+  return evaluation;
+}
+
+std::string to_markdown(const Evaluation& evaluation) {
+  const bool classifies = evaluation.steps.front().accuracy.has_value();
+  std::vector<std::vector<std::string>> rows{{"adaptation steps", "loss"}};
+  if (classifies) rows[0].push_back("accuracy (%)");
+  for (const auto& row : evaluation.steps) {
+    rows.push_back({std::to_string(row.step), format(row.loss, 1, 4)});
+    if (classifies) rows.back().push_back(format(*row.accuracy, 100, 2));
+  }
+  std::vector<size_t> widths(rows[0].size());
+  for (const auto& row : rows) {
+    for (size_t c = 0; c < row.size(); ++c) widths[c] = std::max(widths[c], columns(row[c]));
+  }
+  std::string text;
+  for (size_t r = 0; r < rows.size(); ++r) {
+    for (size_t c = 0; c < widths.size(); ++c) {
+      text += fmt::format("| {}{} ", std::string(widths[c] - columns(rows[r][c]), ' '), rows[r][c]);
+    }
+    text += "|\n";
+    for (size_t c = 0; r == 0 && c < widths.size(); ++c) text += fmt::format("|{}:", std::string(widths[c] + 1, '-'));
+    if (r == 0) text += "|\n";
+  }
+  return text + fmt::format("\nMean and 95 % interval over {} held-out tasks.\n", evaluation.tasks);
+}
+
+nlohmann::ordered_json to_json(const Evaluation& evaluation) {
+  nlohmann::ordered_json steps = nlohmann::ordered_json::array();
+  for (const auto& row : evaluation.steps) {
+    nlohmann::ordered_json entry{{"step", row.step}, {"loss", to_json(row.loss)}};
+    if (row.accuracy) entry["accuracy"] = to_json(*row.accuracy);
+    steps.push_back(std::move(entry));
+  }
+  return {{"tasks", evaluation.tasks}, {"interval", "1.96 s / sqrt(n)"}, {"steps", std::move(steps)}};
+}
+
+nlohmann::ordered_json adapted_curves(const Experiment& experiment, const std::vector<int64_t>& steps) {
+  constexpr int64_t kCurves = 4, kPoints = 201;
+  const auto& dataset = experiment.dataset();
+  const auto* sinusoid = dynamic_cast<const data::Sinusoid*>(dataset.held_out.get());
+  if (!sinusoid) return nullptr;
+  const auto range = sinusoid->options().x();
+  const auto x = at::linspace(range.low, range.high, kPoints, at::kFloat).unsqueeze(1);
+
+  auto curves = nlohmann::ordered_json::array();
+  for (int64_t index = 0; index < kCurves; ++index) {
+    const auto task = task_on(*sinusoid, index, dataset.device);
+    const auto reference = TaskRef::to(task);
+    const auto curve = sinusoid->curve(index);
+    auto loop = experiment.problem().start(Graph::none);
+    auto predictions = nlohmann::ordered_json::array();
+    at::NoGradGuard no_grad;
+    for (const auto step : steps) {
+      while (loop.state().step < step) experiment.problem().step(loop, reference);
+      const auto y = loop.run([&] { return dataset.forward(x.to(dataset.device)); });
+      predictions.push_back({{"step", step}, {"y", to_vector(y)}});
+    }
+    std::vector<double> truth = to_vector(x);
+    for (auto& value : truth) value = curve(value);
+    curves.push_back({{"amplitude", curve.amplitude},
+                      {"phase", curve.phase},
+                      {"support", {{"x", to_vector(task.support.data)}, {"y", to_vector(task.support.target)}}},
+                      {"x", to_vector(x)},
+                      {"truth", std::move(truth)},
+                      {"predictions", std::move(predictions)}});
+  }
+  return curves;
+}
+
+}  // namespace gimli::app

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "app/experiment.h"
+
+namespace gimli::app {
+
+/// The mean of a sample and half the width of its 95 % interval: 1.96 s / sqrt(n), where s^2 is the sum of the squared
+/// distances from the mean divided by n - 1. One value has no interval: NaN.
+struct Estimate {
+  double mean = 0;
+  double interval = 0;
+};
+
+Estimate estimate(const std::vector<double>& sample);
+
+/// Held-out tasks after a number of adaptation steps.
+struct StepEvaluation {
+  int64_t step = 0;
+  Estimate loss;
+  std::optional<Estimate> accuracy;  ///< of [0, 1]; of classification
+};
+
+struct Evaluation {
+  int64_t tasks = 0;
+  std::vector<StepEvaluation> steps;  ///< ascending, none first
+};
+
+/// Told how many tasks are done; false stops.
+using OnTasks = std::function<bool(int64_t done)>;
+
+/// Adapts to the held-out tasks 0 to `tasks` - 1 and takes the query loss before and after each of these numbers of
+/// steps. No graph is kept. Nothing if `on_tasks` stops it.
+std::optional<Evaluation> evaluate_adaptation(const Experiment& experiment, int64_t tasks, std::vector<int64_t> steps,
+                                              const TaskBatch& batch, const OnTasks& on_tasks = {});
+
+/// As a table of Markdown, aligned.
+std::string to_markdown(const Evaluation& evaluation);
+nlohmann::ordered_json to_json(const Evaluation& evaluation);
+
+/// A few held-out sine waves to look at: the curve, the support points, and what the network says after each of
+/// `steps`, ascending. Null for other data sets.
+nlohmann::ordered_json adapted_curves(const Experiment& experiment, const std::vector<int64_t>& steps);
+
+}  // namespace gimli::app

@@ -50,6 +50,13 @@ Bilevel& Bilevel::keep_final_states(bool keep) {
 void Bilevel::check() const {
   TORCH_CHECK(inner_ || steps_ == 0, "Bilevel: no inner loss; give it with .inner(closure)");
   TORCH_CHECK(outer_, "Bilevel: no outer loss; give it with .outer(closure)");
+  for (const auto& group : optimizer_.groups()) {
+    for (size_t i = 0; i < group.values.size(); ++i) {
+      TORCH_CHECK(!group.values[i].is_computed(), "Bilevel: hyperparameter '", group.names[i],
+                  "' was computed from other tensors once, and would be neither computed anew nor differentiable twice; "
+                  "give a function, as in [&](int64_t) { return log_lr.exp(); }");
+    }
+  }
   for (const auto step : outer_steps_) {
     TORCH_CHECK(step >= 0 && step <= steps_, "Bilevel::outer_at: step ", step, " is not among the 0 to ", steps_,
                 " steps of the inner loop");
@@ -62,11 +69,7 @@ void Bilevel::check() const {
 
 InnerLoop Bilevel::start(Graph graph) const {
   InnerLoop loop(model_, optimizer_, InnerLoopOptions().graph(graph).gradient_transforms(transforms_));
-  if (start_) {
-    auto state = *start_;
-    for (auto& buffer : state.buffers) buffer = buffer.clone();
-    loop.set_state(std::move(state));
-  }
+  if (start_) loop.set_state(*start_);
   return loop;
 }
 
@@ -80,7 +83,7 @@ bool Bilevel::has_outer_at(int64_t step) const {
   return outer_steps_.empty() ? step == steps_ : contains(outer_steps_, step);
 }
 
-OuterValue Bilevel::outer(const InnerLoop& loop, const TaskRef& task) const {
+OuterValue Bilevel::outer(InnerLoop& loop, const TaskRef& task) const {
   const auto step = loop.state().step;
   auto [loss, auxiliary] = loop.run([&] {
     auto value = outer_(task, step);

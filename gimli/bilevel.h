@@ -40,6 +40,8 @@ class TaskList final {
   TaskList() : tasks_(1) {}
   template <class Task>
   TaskList(const std::vector<Task>& tasks) {
+    static_assert(!std::is_integral_v<Task>, "gimli: an integer argument of a closure is the step; put integer tasks "
+                                             "into a struct");
     for (const auto& task : tasks) tasks_.push_back(TaskRef::to(task));
   }
 
@@ -69,8 +71,12 @@ struct OuterValue {
 ///         .outer([&](const Task& task) { return loss(model->forward(task.query.data), task.query.target); });
 ///
 /// The closures call the unmodified model and find the fast weights under it. They take `(const Task&, int64_t step)`,
-/// or either of the two, or nothing. `step` counts the steps made so far. They may run in several threads at once.
-/// Whatever they use besides the task (a loss network, weights of examples) can be a meta-parameter.
+/// or either of the two, or nothing. `step` counts the steps made so far. Whatever they use besides the task (a loss
+/// network, weights of examples) can be a meta-parameter.
+///
+/// Closures run once for every task and step, in several threads at once if the tasks do. So what they compute from
+/// meta-parameters they compute inside, and they leave the model's train() and eval() alone. Running statistics of a
+/// batch norm in eval() are constants to libtorch, and so to the hypergradient.
 class Bilevel final {
  public:
   /// The optimizer's options and state are those of now.
@@ -122,7 +128,7 @@ class Bilevel final {
   bool has_outer_at(int64_t step) const;
 
   /// The outer value of the weights where `loop` is.
-  OuterValue outer(const InnerLoop& loop, const TaskRef& task) const;
+  OuterValue outer(InnerLoop& loop, const TaskRef& task) const;
 
  private:
   template <class Result>
@@ -134,8 +140,6 @@ class Bilevel final {
   struct Arguments<Result (Class::*)(Args...) const> {
     using type = std::tuple<std::decay_t<Args>...>;
   };
-  template <class Result, class Class, class... Args>
-  struct Arguments<Result (Class::*)(Args...)> : Arguments<Result (Class::*)(Args...) const> {};
 
   /// A closure over its own task type as one over TaskRef.
   template <class Result, class F>

@@ -10,7 +10,7 @@ namespace {
 
 /// Runs `task_result(i)` for every task and gathers a Result, adding in the order of the tasks.
 template <class Function>
-Result gather(const Bilevel& problem, const TaskList& tasks, const TaskBatch& batch, Function task_result) {
+Result gather(const Bilevel& problem, const TensorList& meta_parameters, const TaskList& tasks, const TaskBatch& batch, Function task_result) {
   problem.check();
   const auto count = tasks.size();
   TORCH_CHECK(count > 0, "hypergradient: got an empty list of tasks");
@@ -23,6 +23,8 @@ Result gather(const Bilevel& problem, const TaskList& tasks, const TaskBatch& ba
   Result result;
   TensorList losses;
   const auto add = [&](Strategy::TaskResult& task) {
+    TORCH_CHECK(task.gradients.size() == meta_parameters.size(), "hypergradient: the strategy returned ",
+                task.gradients.size(), " gradients for ", meta_parameters.size(), " meta-parameters");
     losses.push_back(task.outer_loss.reshape({}));
     result.auxiliary.push_back(std::move(task.auxiliary));
     result.gradients = next == 0 ? std::move(task.gradients) : sum(std::move(result.gradients), task.gradients);
@@ -59,26 +61,33 @@ Result hypergradient(const Bilevel& problem, const TensorList& meta_parameters, 
                 " does not require a gradient");
   }
   at::AutoGradMode with_gradient(true);
-  auto result = gather(problem, tasks, batch,
+  auto result = gather(problem, meta_parameters, tasks, batch,
                        [&](const TaskRef& task) { return strategy.differentiate(problem, meta_parameters, task); });
   for (size_t i = 0; i < meta_parameters.size(); ++i) {
     auto& gradient = result.gradients[i];
-    if (!gradient.defined()) gradient = at::zeros_like(meta_parameters[i], at::TensorOptions().requires_grad(false));
+    if (gradient.defined()) continue;
+    const auto& own = problem.model().parameters.tensors;
+    const bool of_model = std::any_of(own.begin(), own.end(),
+                                      [&](const at::Tensor& p) { return p.is_same(meta_parameters[i]); });
+    TORCH_CHECK(of_model, "hypergradient: the outer loss does not depend on meta-parameter ", i, " (shape ",
+                meta_parameters[i].sizes(), ") as ", strategy.name(),
+                " differentiates it; give the tensor that the problem itself uses, and a strategy that reaches it");
+    gradient = at::zeros_like(meta_parameters[i], at::TensorOptions().requires_grad(false));
   }
   result.cost.strategy = strategy.name();
   return result;
 }
 
 Result evaluate(const Bilevel& problem, const TaskList& tasks, const TaskBatch& batch) {
-  return gather(problem, tasks, batch, [&](const TaskRef& task) {
+  return gather(problem, {}, tasks, batch, [&](const TaskRef& task) {
     Strategy::TaskResult result;
     auto loop = problem.start(Graph::none);
     for (int64_t k = 0; k <= problem.steps(); ++k) {
       if (k > 0) problem.step(loop, task);
       if (!problem.has_outer_at(k)) continue;
-      at::NoGradGuard no_gradient;
       auto value = problem.outer(loop, task);
-      result.outer_loss = result.outer_loss.defined() ? result.outer_loss + value.loss : value.loss;
+      const auto loss = value.loss.detach();
+      result.outer_loss = result.outer_loss.defined() ? result.outer_loss + loss : loss;
       result.auxiliary = std::move(value.auxiliary);
     }
     if (problem.keeps_final_states()) result.final_state = loop.state();

@@ -65,7 +65,7 @@ class Unroll final : public Strategy {
 
 /// The mean outer loss over `tasks` and its gradient with respect to `meta_parameters`: tensors that require a gradient
 /// and that the problem uses as initial weights (`model->parameters()`), as hyperparameters, or inside its closures. A
-/// meta-parameter that the outer loss does not depend on has gradient 0.
+/// parameter that the model does not use has gradient 0; any other that no task's outer loss depends on is refused.
 ///
 /// Gradients are summed in the order of the tasks, whatever the order in which they finish. `meta_parameters` are not
 /// written to; see `assign_gradients`. Leave out the tasks if the closures take none.

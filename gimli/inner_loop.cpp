@@ -17,11 +17,6 @@ TensorList detached(TensorList list) {
   return list;
 }
 
-TensorList cloned(TensorList list) {
-  for (auto& tensor : list) tensor = tensor.clone();
-  return list;
-}
-
 }  // namespace
 
 InnerState InnerState::detach() const {
@@ -65,11 +60,12 @@ InnerLoop::InnerLoop(ModelTensors model, optim::Optimizer optimizer, InnerLoopOp
   if (setup_->options.history()) history_.push_back(state_.parameters);
 }
 
-InnerLoop::InnerLoop(const InnerLoop& other) : setup_(other.setup_), state_(other.state_), history_(other.history_) {
-  state_.buffers = cloned(std::move(state_.buffers));
+// A step may have saved the buffers for its backward pass, and states that were taken keep theirs.
+TensorList InnerLoop::writable_buffers() const {
+  auto buffers = state_.buffers;
+  for (auto& buffer : buffers) buffer = buffer.clone();
+  return buffers;
 }
-
-InnerLoop& InnerLoop::operator=(const InnerLoop& other) { return *this = InnerLoop(other); }
 
 at::Tensor InnerLoop::step(const at::Tensor& loss) {
   checked_loss(loss, c10::str("InnerLoop::step: the loss of step ", state_.step));
@@ -83,9 +79,9 @@ at::Tensor InnerLoop::step(const at::Tensor& loss) {
   }
   update(gradients);
   ++state_.step;
-  if (!record) stop_gradient();
   if (setup_->options.history()) history_.push_back(state_.parameters);
-  return loss;
+  if (!record) stop_gradient();
+  return record ? loss : loss.detach();
 }
 
 TensorList InnerLoop::gradients_of(const at::Tensor& loss) const {
@@ -112,6 +108,7 @@ TensorList InnerLoop::gradients_of(const at::Tensor& loss) const {
 }
 
 void InnerLoop::update(const TensorList& gradients) {
+  auto next = state_;
   for (size_t i = 0; i < gradients.size(); ++i) {
     if (!gradients[i].defined()) continue;
     const auto& [group, index] = setup_->places[i];
@@ -119,9 +116,10 @@ void InnerLoop::update(const TensorList& gradients) {
                 setup_->model.parameters.names[i], "'");
     auto [parameter, state] =
         group->update(index, state_.step, state_.parameters[i], gradients[i], state_.optimizer[i]);
-    state_.parameters[i] = std::move(parameter);
-    state_.optimizer[i] = std::move(state);
+    next.parameters[i] = std::move(parameter);
+    next.optimizer[i] = std::move(state);
   }
+  state_ = std::move(next);
 }
 
 void InnerLoop::stop_gradient() { set_state(state_.detach()); }
@@ -132,6 +130,9 @@ void InnerLoop::set_state(InnerState state) {
                   state.optimizer.size() == model.parameters.size(),
               "InnerLoop::set_state: the state has ", state.parameters.size(), " parameters and ", state.buffers.size(),
               " buffers, the model has ", model.parameters.size(), " and ", model.buffers.size());
+  TORCH_CHECK(!setup_->options.history() || state.step <= static_cast<int64_t>(history_.size()),
+              "InnerLoop::set_state: the state is of step ", state.step, ", past the ", history_.size(),
+              " whose weights this loop has kept");
   state_ = std::move(state);
   for (size_t i = 0; i < state_.parameters.size(); ++i) {
     auto& parameter = state_.parameters[i];
@@ -140,6 +141,10 @@ void InnerLoop::set_state(InnerState state) {
     } else if (!parameter.requires_grad()) {
       parameter = parameter.detach().requires_grad_();
     }
+  }
+  if (setup_->options.history()) {
+    history_.resize(state_.step);
+    history_.push_back(state_.parameters);
   }
 }
 
@@ -174,13 +179,22 @@ void InnerLoop::copy_state_to(torch::optim::Optimizer& optimizer) const {
   for (size_t i = 0; i < parameters.size(); ++i) {
     if (adapts(i)) adapted[parameters[i].unsafeGetTensorImpl()] = i;
   }
+  const auto translation = optim::translation_of(optimizer);
+  std::vector<size_t> held;
   for (const auto& group : optimizer.param_groups()) {
     for (const auto& parameter : group.params()) {
       const auto found = adapted.find(parameter.unsafeGetTensorImpl());
       if (found == adapted.end()) continue;
-      const auto& state = state_.optimizer[found->second];
-      if (state.step > 0) optim::copy_state(state, parameter, optimizer);
+      const auto adapted_by = setup_->places[found->second].group->rule->name();
+      const auto held_by = translation.rule(group.options())->name();
+      TORCH_CHECK(held_by == adapted_by, "InnerLoop::copy_state_to: parameter '",
+                  setup_->model.parameters.names[found->second], "' was adapted by ", adapted_by,
+                  ", whose state cannot be copied into ", held_by);
+      held.push_back(found->second);
     }
+  }
+  for (const auto i : held) {
+    if (state_.optimizer[i].step > 0) optim::copy_state(state_.optimizer[i], parameters[i], optimizer);
   }
 }
 

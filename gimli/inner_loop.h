@@ -30,7 +30,7 @@ struct InnerLoopOptions {
 struct InnerState {
   TensorList parameters;                         ///< fast weights theta_t; frozen parameters are the model's own
   std::vector<optim::ParameterState> optimizer;  ///< one a parameter; empty for frozen ones
-  TensorList buffers;                            ///< the loop's own copies, e.g. of running statistics
+  TensorList buffers;                            ///< e.g. running statistics; never written to, but replaced
   int64_t step = 0;
 
   /// The same values, outside any graph.
@@ -59,10 +59,13 @@ class InnerLoop final {
   InnerLoop(ModelTensors model, optim::Optimizer optimizer, InnerLoopOptions options = {});
 
   /// Calls `function()` with the fast weights under the model. Its result is a tensor, or tuples, pairs, optionals and
-  /// vectors of them.
+  /// vectors of them. What it writes to buffers, the loop has from then on; if it throws, nothing changed.
   template <class Function>
-  auto run(Function&& function) const {
-    return substituted(setup_->model, state_.parameters, state_.buffers, std::forward<Function>(function));
+  auto run(Function&& function) {
+    auto buffers = writable_buffers();
+    auto result = substituted(setup_->model, state_.parameters, buffers, std::forward<Function>(function));
+    state_.buffers = std::move(buffers);
+    return result;
   }
 
   /// One step on the loss that `closure()` returns, computed with the fast weights under the model. Returns the loss.
@@ -93,13 +96,8 @@ class InnerLoop final {
 
   /// Copies weights and buffers into a model of the same structure.
   void copy_parameters_to(const ModelTensors& model) const;
-  /// Copies the state of the parameters that `optimizer` holds into it.
+  /// Copies the state of the parameters that `optimizer` holds into it; it is of the kind that adapted them.
   void copy_state_to(torch::optim::Optimizer& optimizer) const;
-
-  InnerLoop(const InnerLoop& other);
-  InnerLoop& operator=(const InnerLoop& other);
-  InnerLoop(InnerLoop&&) = default;
-  InnerLoop& operator=(InnerLoop&&) = default;
 
  private:
   /// Where a parameter of the model is among the optimizer's; frozen ones are nowhere.
@@ -114,6 +112,7 @@ class InnerLoop final {
     std::vector<Place> places;
   };
 
+  TensorList writable_buffers() const;
   TensorList gradients_of(const at::Tensor& loss) const;
   void update(const TensorList& gradients);
 

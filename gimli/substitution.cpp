@@ -4,6 +4,7 @@
 #include <ATen/record_function.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
+#include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/jit/python/update_graph_executor_opt.h>
 #include <torch/library.h>
 #include <torch/script.h>
@@ -19,19 +20,27 @@ constexpr auto mode_key = c10::DispatchKey::TESTING_ONLY_GenericMode;
 
 thread_local Substitution* innermost = nullptr;
 
+bool is_written(const c10::OperatorHandle& op, size_t argument) {
+  const auto* alias = op.schema().arguments()[argument].alias_info();
+  return alias && alias->isWrite();
+}
+
 /// The value to put in the place of `tensor`, or nullptr to leave it. Refuses what would be silently wrong.
 const at::Tensor* substitute_for(const at::TensorBase& tensor, const c10::OperatorHandle& op, size_t argument) {
   auto* impl = tensor.unsafeGetTensorImpl();
   if (const auto* entry = Substitution::find(impl)) {
-    const auto* alias = op.schema().arguments()[argument].alias_info();
-    TORCH_CHECK(!(entry->is_parameter && alias && alias->isWrite()), "gimli: ", op.schema().name(),
+    TORCH_CHECK(!(entry->is_parameter && is_written(op, argument)), "gimli: ", op.schema().name(),
                 " writes to parameter '", *entry->name,
                 "' inside an inner loop, which would change the weights of past steps; compute a new tensor instead");
-    return entry->value;
+    return &entry->value;
   }
   if (tensor.defined() && tensor.has_storage()) {
-    const auto* name = Substitution::owner_of(tensor.storage().unsafeGetStorageImpl());
-    TORCH_CHECK(!name, "gimli: ", op.schema().name(), " reads '", *name,
+    const auto* owner = Substitution::owner_of(tensor.storage().unsafeGetStorageImpl());
+    if (!owner) return nullptr;
+    TORCH_CHECK(!is_written(op, argument), "gimli: ", op.schema().name(), " writes into the memory of '", *owner->name,
+                "' inside an inner loop, which changes neither the model nor the weights of past steps; compute a new "
+                "tensor instead");
+    TORCH_CHECK(!owner->stale, "gimli: ", op.schema().name(), " reads '", *owner->name,
                 "' of the model through an alias that bypasses its fast value (.data(), .variable_data(), or a view "
                 "or detach() from outside the inner loop), so the value would be stale and its gradient lost; use the "
                 "module's own tensor, or a clone() if the value from before the loop is meant");
@@ -39,10 +48,10 @@ const at::Tensor* substitute_for(const at::TensorBase& tensor, const c10::Operat
   return nullptr;
 }
 
-void substitute_in_list(c10::IValue& argument, const c10::OperatorHandle& op, size_t index) {
+bool substitute_in_list(c10::IValue& argument, const c10::OperatorHandle& op, size_t index) {
+  bool copied = false;
   if (argument.isTensorList()) {
     auto list = argument.toTensorList();
-    bool copied = false;
     for (size_t i = 0; i < list.size(); ++i) {
       const at::Tensor item = list.get(i);
       if (const auto* value = substitute_for(item, op, index)) {
@@ -52,7 +61,6 @@ void substitute_in_list(c10::IValue& argument, const c10::OperatorHandle& op, si
     }
   } else if (argument.isOptionalTensorList()) {
     auto list = argument.toOptionalTensorList();
-    bool copied = false;
     for (size_t i = 0; i < list.size(); ++i) {
       const std::optional<at::Tensor> item = list.get(i);
       if (!item) continue;
@@ -62,23 +70,34 @@ void substitute_in_list(c10::IValue& argument, const c10::OperatorHandle& op, si
       }
     }
   }
+  return copied;
 }
 
 void substitute_arguments(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  TORCH_CHECK(innermost || torch::autograd::get_current_graph_task_id() != -1, "gimli: ", op.schema().name(),
+              " runs in a thread that an inner loop's closure started, where its fast weights are not known");
+  bool changed = false;
   if (innermost) {
     const size_t count = op.schema().arguments().size();
     c10::IValue* arguments = stack->data() + (stack->size() - count);
     for (size_t i = 0; i < count; ++i) {
       if (arguments[i].isTensor()) {
-        if (const auto* value = substitute_for(arguments[i].toTensor(), op, i)) arguments[i] = *value;
-      } else if (arguments[i].isList()) {
-        substitute_in_list(arguments[i], op, i);
+        if (const auto* value = substitute_for(arguments[i].toTensor(), op, i)) {
+          arguments[i] = *value;
+          changed = true;
+        }
+      } else if (arguments[i].isList() && substitute_in_list(arguments[i], op, i)) {
+        changed = true;
       }
     }
   }
   // What the operator calls in turn has been given its substitutes here.
   c10::impl::ExcludeDispatchKeyGuard substituted_already(mode_key);
-  op.redispatchBoxed(keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, mode_key), stack);
+  if (changed) {
+    op.callBoxed(stack);  // the values may have other dispatch keys than what they stand for
+  } else {
+    op.redispatchBoxed(keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, mode_key), stack);
+  }
 }
 
 void register_once() {
@@ -117,7 +136,6 @@ ModelTensors::ModelTensors(const torch::jit::Module& model) {
 
 Substitution::Substitution(const ModelTensors& model, const TensorList& parameters, const TensorList& buffers)
     : model_(model),
-      parameters_(parameters),
       outer_(innermost),
       mode_was_on_(c10::impl::tls_is_dispatch_key_included(mode_key)),
       script_was_optimized_(torch::jit::getGraphExecutorOptimize()),
@@ -128,10 +146,12 @@ Substitution::Substitution(const ModelTensors& model, const TensorList& paramete
   register_once();
   const auto add = [&](const NamedTensors& own, const TensorList& values, bool is_parameter) {
     for (size_t i = 0; i < own.size(); ++i) {
-      entries_.emplace(own.tensors[i].unsafeGetTensorImpl(), Entry{&values[i], &own.names[i], is_parameter});
+      entries_.emplace(own.tensors[i].unsafeGetTensorImpl(), Entry{values[i], &own.names[i], is_parameter});
       const auto* storage = storage_of(own.tensors[i]);
       if (is_parameter) storages_.push_back(storage);
-      if (storage && storage != storage_of(values[i])) owners_.emplace(storage, &own.names[i]);
+      if (!is_parameter && storage == storage_of(values[i])) continue;
+      if (storage) owners_.emplace(storage, Owner{&own.names[i], storage != storage_of(values[i])});
+      if (is_parameter && values[i].has_storage()) owners_.emplace(storage_of(values[i]), Owner{&own.names[i], false});
     }
   };
   entries_.reserve(parameters.size() + buffers.size());
@@ -159,10 +179,10 @@ const Substitution::Entry* Substitution::find(const c10::TensorImpl* tensor) {
   return nullptr;
 }
 
-const std::string* Substitution::owner_of(const c10::StorageImpl* storage) {
+const Substitution::Owner* Substitution::owner_of(const c10::StorageImpl* storage) {
   for (const auto* scope = innermost; scope; scope = scope->outer_) {
     const auto owner = scope->owners_.find(storage);
-    if (owner != scope->owners_.end()) return owner->second;
+    if (owner != scope->owners_.end()) return &owner->second;
   }
   return nullptr;
 }
@@ -193,7 +213,7 @@ void Substitution::check(const TensorList& outputs) const {
     for (const auto& edge : node->next_edges()) {
       if (const auto* leaf = dynamic_cast<const torch::autograd::AccumulateGrad*>(edge.function.get())) {
         const auto entry = entries_.find(leaf->variable.unsafeGetTensorImpl());
-        TORCH_CHECK(entry == entries_.end() || entry->second.value->is_same(leaf->variable), "gimli: ", node->name(),
+        TORCH_CHECK(entry == entries_.end() || entry->second.value.is_same(leaf->variable), "gimli: ", node->name(),
                     " was applied to parameter '", *entry->second.name,
                     "' itself, past the dispatcher, so the gradient of its fast value would be lost; apply it to "
                     "gimli::resolve(parameter), and call torch::jit::setGraphExecutorOptimize(false) before the first "
@@ -207,7 +227,7 @@ void Substitution::check(const TensorList& outputs) const {
 
 at::Tensor resolve(const at::Tensor& tensor) {
   const auto* entry = Substitution::find(tensor.unsafeGetTensorImpl());
-  return entry ? *entry->value : tensor;
+  return entry ? entry->value : tensor;
 }
 
 }  // namespace gimli

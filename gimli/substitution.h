@@ -51,16 +51,19 @@ struct ModelTensors {
 ///
 /// Code that reads a parameter without the dispatcher would see the model's value and lose the gradient. Such code is
 /// refused, with the parameter's name:
-///   - a write to a parameter (fast weights of past steps would change with it), when the operator is called;
+///   - a write to a parameter or into its memory (fast weights of past steps would change with it), when the operator
+///     is called;
 ///   - an alias of the parameter's memory made behind the dispatcher's back (`.data()`, `.variable_data()`, a view kept
-///     from before), when an operator reads it;
-///   - a torch::autograd::Function applied to the parameter itself, and `set_data`, by `check`.
-/// What remains invisible is a raw `data_ptr()` read outside any operator.
+///     from before), when an operator reads it and the value of the parameter is elsewhere;
+///   - a torch::autograd::Function applied to the parameter itself, and `set_data`, by `check`;
+///   - an operator in a thread that the code starts through libtorch (at::launch, TorchScript's fork).
+/// What remains invisible is a raw `data_ptr()` read outside any operator, and a std::thread.
 class Substitution final {
  public:
   /// The lists have one entry for each of the model's parameters and buffers; an entry may be the model's own tensor.
-  /// All of them, and `model`, must outlive the scope.
+  /// `model` must outlive the scope.
   Substitution(const ModelTensors& model, const TensorList& parameters, const TensorList& buffers);
+  Substitution(ModelTensors&& model, const TensorList& parameters, const TensorList& buffers) = delete;
   ~Substitution();
   Substitution(const Substitution&) = delete;
   Substitution& operator=(const Substitution&) = delete;
@@ -72,26 +75,31 @@ class Substitution final {
   static bool active();
 
   struct Entry {
-    const at::Tensor* value;
+    at::Tensor value;
     const std::string* name;
     bool is_parameter;
+  };
+
+  /// The owner of memory: a parameter or buffer of the model, or its value here.
+  struct Owner {
+    const std::string* name;
+    bool stale;  ///< it is the model's, and the value here is elsewhere
   };
 
   /// What the innermost scope of this thread puts in the place of a tensor, or nullptr.
   static const Entry* find(const c10::TensorImpl* tensor);
 
-  /// The name of the substituted tensor whose own memory this is, or nullptr.
-  static const std::string* owner_of(const c10::StorageImpl* storage);
+  /// Whose memory this is, or nullptr.
+  static const Owner* owner_of(const c10::StorageImpl* storage);
 
  private:
   const ModelTensors& model_;
-  const TensorList& parameters_;
   Substitution* const outer_;
   const bool mode_was_on_;
   const bool script_was_optimized_;
   const uint64_t first_node_;  // sequence number of the first autograd node that this scope may create
   ska::flat_hash_map<const c10::TensorImpl*, Entry> entries_;
-  ska::flat_hash_map<const c10::StorageImpl*, const std::string*> owners_;
+  ska::flat_hash_map<const c10::StorageImpl*, Owner> owners_;
   std::vector<const c10::StorageImpl*> storages_;  // of the model's parameters, as they were on entry
 };
 

@@ -37,7 +37,7 @@ void Sequential::run(int64_t count, const std::function<void(int64_t)>& function
 }
 
 Threads::Threads(int64_t count) : count_(count) {
-  TORCH_CHECK(count >= 1, "Threads: expected at least 1 thread, got ", count);
+  TORCH_CHECK(count >= 1 && count <= 1024, "Threads: expected 1 to 1024 threads, got ", count);
   pool_ = make_pool(count);
 }
 

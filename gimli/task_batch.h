@@ -30,6 +30,7 @@ class Sequential final : public TaskBatch {
 
 /// On a pool of threads that lives as long as the object and its copies. Every task runs on one thread with one
 /// intra-op thread, so its result does not depend on how many there are: Threads(1) and Threads(8) agree bitwise.
+/// (Closures that draw from libtorch's default generator, as dropout does, share it in the order in which they come.)
 /// Several tasks a core beat several cores a task on the small operators of inner loops.
 class Threads final : public TaskBatch {
  public:

@@ -19,20 +19,12 @@ TensorList divide(TensorList list, double divisor) {
   return list;
 }
 
-at::Tensor dot(const TensorList& a, const TensorList& b) {
-  TORCH_CHECK(a.size() == b.size() && !a.empty(), "dot: lists of ", a.size(), " and ", b.size(), " tensors");
-  at::Tensor total;
-  for (size_t i = 0; i < a.size(); ++i) {
-    const auto product = (a[i] * b[i]).sum();
-    total = total.defined() ? total + product : product;
-  }
-  return total;
-}
-
 void assign_gradients(const TensorList& parameters, const TensorList& gradients) {
   TORCH_CHECK(parameters.size() == gradients.size(), "assign_gradients: got ", gradients.size(), " gradients for ",
               parameters.size(), " parameters");
-  for (size_t i = 0; i < parameters.size(); ++i) parameters[i].mutable_grad() = gradients[i].detach();
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    parameters[i].mutable_grad() = gradients[i].defined() ? gradients[i].detach() : gradients[i];
+  }
 }
 
 }  // namespace gimli

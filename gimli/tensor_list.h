@@ -16,10 +16,8 @@ TensorList sum(TensorList a, const TensorList& b);
 /// `list` divided by a number; undefined tensors stay undefined.
 TensorList divide(TensorList list, double divisor);
 
-/// The sum over all tensors of the elementwise products: the dot product of the lists as one long vector.
-at::Tensor dot(const TensorList& a, const TensorList& b);
-
-/// Sets the `.grad()` of each parameter, as a backward pass from zero would, for a torch::optim optimizer to use.
+/// Sets the `.grad()` of each parameter, as a backward pass from zero would, for a torch::optim optimizer to use; an
+/// undefined gradient clears it.
 void assign_gradients(const TensorList& parameters, const TensorList& gradients);
 
 }  // namespace gimli

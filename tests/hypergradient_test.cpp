@@ -219,10 +219,49 @@ TEST_F(HypergradientTest, WarmStartsContinueWhereTheLastEnded) {
   EXPECT_TRUE(torch::equal(second.outer_loss, straight.outer_loss));
 }
 
-TEST_F(HypergradientTest, AnUnusedMetaParameterHasGradientZero) {
-  const auto unused = torch::ones({2, 2}, f64.requires_grad(true));
-  const auto result = hypergradient(problem(), {lr, unused}, tasks);
-  EXPECT_TRUE(torch::equal(result.gradients[1], torch::zeros({2, 2}, f64)));
+// A parameter that the model does not use has gradient 0. Any other meta-parameter without a gradient is a mistake: it
+// would stay what it is for ever.
+TEST_F(HypergradientTest, MetaParametersThatAreNotReachedAreRefused) {
+  const auto unused = model->register_parameter("unused", torch::ones({2, 2}, f64));
+  EXPECT_TRUE(torch::equal(hypergradient(problem(), {lr, unused}, tasks).gradients[1], torch::zeros({2, 2}, f64)));
+
+  const auto copy = lr.detach().clone().requires_grad_();
+  expect_error([&] { hypergradient(problem(), {weights, copy}, tasks); },
+               "the outer loss does not depend on meta-parameter 1 (shape []) as Unroll() differentiates it");
+  expect_error([&] { hypergradient(problem(), {weights}, tasks, Unroll::first_order()); },
+               "does not depend on meta-parameter 0 (shape [6]) as Unroll::first_order() differentiates it");
+  const auto start = hypergradient(problem().keep_final_states(true), {lr}, tasks).final_states[0];
+  const TensorList initial{model->named_parameters()["0.weight"]};
+  expect_error([&] { hypergradient(problem().start_from(start), initial, tasks); },
+               "meta-parameter '0.weight' sets the start of the inner loop, which the outer loss does not reach");
+  expect_error([&] { hypergradient(problem().stop_gradient_before({2}), initial, tasks); },
+               "meta-parameter '0.weight' sets the start of the inner loop, which the outer loss does not reach");
+}
+
+TEST_F(HypergradientTest, AHyperparameterComputedOnceIsRefusedAndAFunctionLearned) {
+  const auto log_lr = torch::tensor(-2., f64.requires_grad(true));
+  const auto with = [&](const optim::Hyperparameter& value) {
+    return Bilevel(model, optim::Optimizer(optim::SGD(0.1), model->parameters()).set("lr", value))
+        .steps(3)
+        .inner([&](const Regression& task) { return torch::mse_loss(model->forward(task.x), task.y); })
+        .outer([&](const Regression& task) { return torch::mse_loss(model->forward(task.x_query), task.y_query); });
+  };
+  expect_error([&] { hypergradient(with(log_lr.exp()), {log_lr}, tasks); },
+               "hyperparameter 'lr' was computed from other tensors once");
+  const auto report = gradcheck(with([&](int64_t) { return optim::Hyperparameter(log_lr.exp()); }), {log_lr}, tasks);
+  EXPECT_TRUE(report) << report.message;
+}
+
+TEST_F(HypergradientTest, OuterLossesMayDifferentiateThemselves) {
+  auto bilevel = problem();
+  bilevel.outer([&](const Regression& task) {
+    const auto x = task.x_query.clone().requires_grad_();
+    const auto slope = torch::autograd::grad({model.ptr()->forward(x).sum()}, {x}, {}, true, true)[0];
+    return slope.pow(2).sum();
+  });
+  const auto report = gradcheck(bilevel, {lr, weights}, tasks);
+  EXPECT_TRUE(report) << report.message;
+  EXPECT_FALSE(evaluate(bilevel, tasks).outer_loss.requires_grad());
 }
 
 TEST_F(HypergradientTest, BadInputGetsOneSentence) {
@@ -230,7 +269,7 @@ TEST_F(HypergradientTest, BadInputGetsOneSentence) {
   expect_error([&] { hypergradient(p, {}, tasks); }, "got no meta-parameters");
   expect_error([&] { hypergradient(p, {lr.detach()}, tasks); }, "meta-parameter 0 does not require a gradient");
   expect_error([&] { hypergradient(p, {lr}, std::vector<Regression>{}); }, "got an empty list of tasks");
-  expect_error([&] { hypergradient(p, {lr}, std::vector<int>{1}); }, "but they were given one of type int");
+  expect_error([&] { hypergradient(p, {lr}, std::vector<double>{1}); }, "but they were given one of type double");
   expect_error([&] { hypergradient(p, {lr}); }, "but they were given no task");
   expect_error([&] { hypergradient(p, model->parameters(), tasks, Unroll::last(2)); },
                "Unroll::last(2): meta-parameter '0.weight' sets the start of the inner loop");
@@ -241,7 +280,8 @@ TEST_F(HypergradientTest, BadInputGetsOneSentence) {
       "the outer loss after step 1 lies before the steps that are differentiated");
   expect_error([&] { hypergradient(problem().outer_at({5}), {lr}, tasks); }, "step 5 is not among the 0 to 4 steps");
   expect_error([&] { Unroll::last(-1); }, "expected at least 0 steps, got -1");
-  expect_error([&] { Threads(0); }, "expected at least 1 thread, got 0");
+  expect_error([&] { Threads(0); }, "expected 1 to 1024 threads, got 0");
+  expect_error([&] { Threads(9'000'000'000); }, "expected 1 to 1024 threads, got 9000000000");
   expect_error([&] { hypergradient(Bilevel(model, optim::Optimizer(optim::SGD(1), {})), {lr}); }, "no inner loss");
   expect_error(
       [&] { hypergradient(problem().outer([](const Regression&) { return torch::tensor(1., f64); }), {lr}, tasks); },

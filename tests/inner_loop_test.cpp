@@ -215,7 +215,7 @@ TEST_F(InnerLoopTest, HyperparametersPerGroupTensorElementAndStep) {
     per_tensor.push_back(torch::tensor(0.1, f64.requires_grad(true)));
     per_element.push_back(torch::full_like(tensor.detach(), 0.1).requires_grad_());
   }
-  const auto check = [&](const InnerLoop& inner, const TensorList& metas) {
+  const auto check = [&](InnerLoop inner, const TensorList& metas) {
     for (size_t i = 0; i < p.size(); ++i) {
       EXPECT_TRUE(torch::allclose(inner.parameters()[i], plain.parameters()[i], 1e-14, 1e-16));
     }
@@ -333,6 +333,7 @@ TEST_F(InnerLoopTest, EvaluationKeepsNoGraphAndDoesNotGrow) {
   step(evaluated, 3);
   expect_equal(evaluated.parameters(), recorded.parameters());
   for (const auto& p : evaluated.parameters()) EXPECT_EQ(p.grad_fn(), nullptr);
+  EXPECT_FALSE(evaluated.step([&] { return loss(); }).requires_grad());
 
   const auto live_bytes_after = [&](Graph graph, int steps) {
     MemoryMeter meter;
@@ -350,6 +351,68 @@ TEST_F(InnerLoopTest, EvaluationKeepsNoGraphAndDoesNotGrow) {
     InnerLoop(model, optimizer);
     EXPECT_EQ(meter.live_bytes(), 0);
   }
+}
+
+TEST_F(InnerLoopTest, StatesKeepTheirBuffersAndTheirPast) {
+  torch::optim::SGD optimizer(model->parameters(), 0.1);
+  InnerLoop inner(model, optimizer, InnerLoopOptions().history(true));
+  step(inner, 1);
+  const auto taken = inner.state();
+  const auto buffers = clones(taken.buffers), parameters = clones(taken.parameters);
+  step(inner, 2);
+  const auto last = clones(inner.parameters());
+  expect_equal(taken.buffers, buffers);
+
+  auto other = inner;
+  other.set_state(taken);
+  step(other, 1);
+  expect_equal(other.parameters(1), parameters);
+  expect_equal(other.parameters(2), other.parameters());
+  expect_error([&] { other.parameters(3); }, "expected a step from 0 to 2");
+  step(other, 1);
+  expect_equal(other.parameters(), last);
+  expect_equal(other.state().buffers, inner.state().buffers);
+
+  // A closure that throws leaves them as they were.
+  EXPECT_THROW(inner.step([&]() -> Tensor {
+    loss();
+    throw std::runtime_error("from the closure");
+  }),
+               std::runtime_error);
+  expect_equal(inner.state().buffers, other.state().buffers);
+}
+
+// What eval() saved of running statistics for its backward pass is not what later steps make of them.
+TEST_F(InnerLoopTest, LaterStepsDoNotReachTheGradientOfAnEarlierLoss) {
+  torch::optim::SGD optimizer(model->parameters(), 0.1);
+  const auto gradient = [&](int steps_after) {
+    InnerLoop inner(model, optimizer);
+    step(inner, 1);
+    model->eval();
+    const auto outer = inner.run([&] { return query_loss(); });
+    model->train();
+    step(inner, steps_after);
+    return torch::autograd::grad({outer}, model->parameters());
+  };
+  expect_equal(gradient(0), gradient(2));
+}
+
+TEST_F(InnerLoopTest, AFailedUpdateChangesNothing) {
+  auto rates = TensorList(6, torch::tensor(0.1, f64));
+  rates[5] = torch::ones({7}, f64);
+  InnerLoop inner(model, optim::Optimizer(optim::SGD(0.1), model->parameters()).set("lr", rates));
+  expect_error([&] { step(inner, 1); }, "expands to the shape [1]");
+  expect_equal(inner.parameters(), model->parameters());
+  EXPECT_EQ(inner.state().step, 0);
+}
+
+TEST_F(InnerLoopTest, CopiesStateOnlyIntoItsOwnKindOfOptimizer) {
+  torch::optim::SGD sgd(model->parameters(), torch::optim::SGDOptions(0.1).momentum(0.9));
+  torch::optim::Adam adam(model->parameters(), 0.1);
+  InnerLoop inner(model, sgd);
+  step(inner, 1);
+  expect_error([&] { inner.copy_state_to(adam); }, "was adapted by SGD, whose state cannot be copied into Adam");
+  EXPECT_TRUE(adam.state().empty());
 }
 
 TEST_F(InnerLoopTest, BadLossesGetOneSentence) {

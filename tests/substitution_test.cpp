@@ -5,6 +5,8 @@
 #include <torch/script.h>
 #include <torch/torch.h>
 
+#include <ATen/Parallel.h>
+
 #include <latch>
 #include <thread>
 
@@ -424,7 +426,14 @@ const Escape escapes[] = {
        m->weight.data().mul_(2);
        return m(x);
      },
-     "reads 'weight' of the model through an alias"},
+     "writes into the memory of 'weight'"},
+    {"WriteThroughView",
+     [](auto& m, auto& x) {
+       torch::NoGradGuard no_gradient;
+       m->weight.t().mul_(2);
+       return m(x);
+     },
+     "writes into the memory of 'weight'"},
     {"SetData",
      [](auto& m, auto& x) {
        m->weight.set_data(torch::ones({2, 3}, torch::kDouble));
@@ -463,6 +472,47 @@ TEST_P(EscapeTest, IsFoundAndNamed) {
 
 INSTANTIATE_TEST_SUITE_P(Substitution, EscapeTest, testing::ValuesIn(escapes),
                          [](const auto& info) { return info.param.name; });
+
+// In the first step of a loop the fast weights are the parameters.
+TEST(Substitution, NothingWritesIntoTheModelWhileItsValuesAreItsOwn) {
+  auto m = linear();
+  const ModelTensors tensors(m);
+  const auto own = clones(tensors.parameters.tensors);
+  expect_error(
+      [&] { substituted(tensors, tensors.parameters.tensors, {}, [&] { return m->weight.data().clamp_(-0.01, 0.01); }); },
+      "aten::clamp_ writes into the memory of 'weight'");
+  expect_equal(tensors.parameters.tensors, own);
+}
+
+TEST(Substitution, ValuesMayHaveOtherDispatchKeysThanTheParameters) {
+  auto m = linear();
+  const ModelTensors tensors(m);
+  const auto negated = torch::_neg_view(torch::ones({2, 3}, torch::kDouble));
+  const auto y = substituted(tensors, {negated, m->bias}, {}, [&] { return m->weight.exp(); });
+  EXPECT_TRUE(torch::equal(y, torch::full({2, 3}, -1., torch::kDouble).exp()));
+}
+
+TEST(Substitution, OperatorsInThreadsOfTheClosureAreRefused) {
+  auto m = linear();
+  const ModelTensors tensors(m);
+  const auto values = fresh(tensors.parameters.tensors);
+  const auto x = torch::randn({4, 3}, torch::kDouble);
+  std::string message;
+  substituted(tensors, values, {}, [&] {
+    std::latch done(1);
+    at::launch([&] {
+      try {
+        m(x);
+      } catch (const c10::Error& error) {
+        message = error.what_without_backtrace();
+      }
+      done.count_down();
+    });
+    done.wait();
+    return 0;
+  });
+  EXPECT_NE(message.find("in a thread that an inner loop's closure started"), std::string::npos) << message;
+}
 
 // What looks like an escape and is none.
 TEST(Substitution, ResolvedParametersAndClonesFromOutsideAreNoEscapes) {

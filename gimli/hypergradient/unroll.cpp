@@ -5,17 +5,17 @@
 namespace gimli {
 namespace {
 
-/// Refuses meta-parameters that are nothing but initial weights of an inner loop whose beginning was cut off: their
-/// gradient would be 0 in every run.
+/// Refuses initial weights that the inner loop changed, but to which the outer loss does not reach back: the loop's
+/// beginning was cut off, or started elsewhere, and their gradient would be 0 in every run.
 void check_reach(const InnerLoop& loop, const ModelTensors& model, const TensorList& meta_parameters,
                  const TensorList& gradients, const std::string& name) {
   for (size_t i = 0; i < meta_parameters.size(); ++i) {
     if (gradients[i].defined()) continue;
     for (size_t p = 0; p < model.parameters.size(); ++p) {
-      TORCH_CHECK(!(model.parameters.tensors[p].is_same(meta_parameters[i]) && loop.adapts(p)), name,
-                  ": meta-parameter '", model.parameters.names[p],
-                  "' sets the start of the inner loop, which the last steps do not reach; use Unroll() or "
-                  "Unroll::first_order()");
+      const auto& own = model.parameters.tensors[p];
+      TORCH_CHECK(!own.is_same(meta_parameters[i]) || loop.parameters()[p].is_same(own), name, ": meta-parameter '",
+                  model.parameters.names[p], "' sets the start of the inner loop, which the outer loss does not reach: "
+                  "the last steps alone are differentiated, the graph was stopped, or the loop started elsewhere");
     }
   }
 }
@@ -67,7 +67,7 @@ Strategy::TaskResult Unroll::differentiate(const Bilevel& problem, const TensorL
   TORCH_CHECK(total.requires_grad(), name(), ": the outer loss depends on no tensor that requires a gradient");
   result.gradients = torch::autograd::grad({total}, meta_parameters, /*grad_outputs=*/{}, /*retain_graph=*/false,
                                            /*create_graph=*/false, /*allow_unused=*/true);
-  if (cut > 0) check_reach(loop, problem.model(), meta_parameters, result.gradients, name());
+  check_reach(loop, problem.model(), meta_parameters, result.gradients, name());
   result.outer_loss = total.detach();
   if (problem.keeps_final_states()) result.final_state = loop.state().detach();
   result.inner_steps = problem.steps();

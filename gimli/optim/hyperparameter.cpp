@@ -90,6 +90,13 @@ Value Hyperparameter::at(int64_t step, size_t index, const at::Tensor& parameter
   return tensor.to(parameter.scalar_type());
 }
 
+bool Hyperparameter::is_computed() const {
+  const auto computed = [](const at::Tensor& tensor) { return tensor.defined() && tensor.grad_fn() != nullptr; };
+  if (const auto* list = std::get_if<TensorList>(&value_)) return std::any_of(list->begin(), list->end(), computed);
+  const auto* value = std::get_if<Value>(&value_);
+  return value && !value->is_number() && computed(value->tensor());
+}
+
 void Hyperparameter::check(size_t count, const std::string& name) const {
   if (const auto* list = std::get_if<TensorList>(&value_)) {
     TORCH_CHECK(list->size() == count, "hyperparameter '", name, "': got ", list->size(),

@@ -63,6 +63,7 @@ at::Tensor root(const at::Tensor& x);
 class Hyperparameter final {
  public:
   Hyperparameter(double number) : value_(Value(number)) {}
+  /// To learn it, give a tensor that requires a gradient; to learn what it is computed from, give a schedule.
   /// A tensor for the whole group: 0-dimensional, or a shape that expands to that of every parameter.
   Hyperparameter(at::Tensor tensor) : value_(Value(std::move(tensor))) {}
   /// One tensor for each parameter of the group, in its order: 0-dimensional (per tensor) or of the parameter's shape
@@ -75,6 +76,9 @@ class Hyperparameter final {
 
   /// The value for the `index`-th of the group's parameters at `step`; `name` is used in errors.
   Value at(int64_t step, size_t index, const at::Tensor& parameter, const std::string& name) const;
+
+  /// Whether it holds the result of an operator, and not a function or tensors that are leaves.
+  bool is_computed() const;
 
   /// Refuses a list that does not have one tensor for each of `count` parameters.
   void check(size_t count, const std::string& name) const;

@@ -52,9 +52,10 @@ void Bilevel::check() const {
   TORCH_CHECK(outer_, "Bilevel: no outer loss; give it with .outer(closure)");
   for (const auto& group : optimizer_.groups()) {
     for (size_t i = 0; i < group.values.size(); ++i) {
-      TORCH_CHECK(!group.values[i].is_computed(), "Bilevel: hyperparameter '", group.names[i],
-                  "' was computed from other tensors once, and would be neither computed anew nor differentiable twice; "
-                  "give a function, as in [&](int64_t) { return log_lr.exp(); }");
+      TORCH_CHECK(
+          !group.values[i].is_computed(), "Bilevel: hyperparameter '", group.names[i],
+          "' was computed from other tensors once, and would be neither computed anew nor differentiable twice; "
+          "give a function, as in [&](int64_t) { return log_lr.exp(); }");
     }
   }
   for (const auto step : outer_steps_) {

@@ -40,8 +40,9 @@ class TaskList final {
   TaskList() : tasks_(1) {}
   template <class Task>
   TaskList(const std::vector<Task>& tasks) {
-    static_assert(!std::is_integral_v<Task>, "gimli: an integer argument of a closure is the step; put integer tasks "
-                                             "into a struct");
+    static_assert(!std::is_integral_v<Task>,
+                  "gimli: an integer argument of a closure is the step; put integer tasks "
+                  "into a struct");
     for (const auto& task : tasks) tasks_.push_back(TaskRef::to(task));
   }
 

@@ -10,7 +10,8 @@ namespace {
 
 /// Runs `task_result(i)` for every task and gathers a Result, adding in the order of the tasks.
 template <class Function>
-Result gather(const Bilevel& problem, const TensorList& meta_parameters, const TaskList& tasks, const TaskBatch& batch, Function task_result) {
+Result gather(const Bilevel& problem, const TensorList& meta_parameters, const TaskList& tasks, const TaskBatch& batch,
+              Function task_result) {
   problem.check();
   const auto count = tasks.size();
   TORCH_CHECK(count > 0, "hypergradient: got an empty list of tasks");
@@ -67,8 +68,8 @@ Result hypergradient(const Bilevel& problem, const TensorList& meta_parameters, 
     auto& gradient = result.gradients[i];
     if (gradient.defined()) continue;
     const auto& own = problem.model().parameters.tensors;
-    const bool of_model = std::any_of(own.begin(), own.end(),
-                                      [&](const at::Tensor& p) { return p.is_same(meta_parameters[i]); });
+    const bool of_model =
+        std::any_of(own.begin(), own.end(), [&](const at::Tensor& p) { return p.is_same(meta_parameters[i]); });
     TORCH_CHECK(of_model, "hypergradient: the outer loss does not depend on meta-parameter ", i, " (shape ",
                 meta_parameters[i].sizes(), ") as ", strategy.name(),
                 " differentiates it; give the tensor that the problem itself uses, and a strategy that reaches it");

@@ -14,7 +14,8 @@ void check_reach(const InnerLoop& loop, const ModelTensors& model, const TensorL
     for (size_t p = 0; p < model.parameters.size(); ++p) {
       const auto& own = model.parameters.tensors[p];
       TORCH_CHECK(!own.is_same(meta_parameters[i]) || loop.parameters()[p].is_same(own), name, ": meta-parameter '",
-                  model.parameters.names[p], "' sets the start of the inner loop, which the outer loss does not reach: "
+                  model.parameters.names[p],
+                  "' sets the start of the inner loop, which the outer loss does not reach: "
                   "the last steps alone are differentiated, the graph was stopped, or the loop started elsewhere");
     }
   }

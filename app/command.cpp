@@ -5,7 +5,9 @@
 #include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
+#include <cerrno>
 #include <chrono>
+#include <cstring>
 #include <iostream>
 #include <thread>
 
@@ -97,9 +99,19 @@ Threads make_threads(const Config& config) {
   return Threads(count > 0 ? count : std::max<int64_t>(1, std::thread::hardware_concurrency()));
 }
 
+/// A path as a shell reads it.
+std::string quoted(const fs::path& path) {
+  constexpr auto kPlain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+=:@%,";
+  const auto text = path.string();
+  if (!text.empty() && text.find_first_not_of(kPlain) == std::string::npos) return text;
+  std::string result = "'";
+  for (const char c : text) result += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return result + "'";
+}
+
 /// The command that goes on with a run.
 std::string how_to_continue(const ExperimentEntry& entry, const fs::path& folder) {
-  return fmt::format("gimli train {} --resume --out {}", entry.name, folder.string());
+  return fmt::format("gimli train {} --resume --out {}", entry.name, quoted(folder));
 }
 
 /// Draws what can be drawn; a failure is no more than a warning.
@@ -114,7 +126,7 @@ void draw(const fs::path& folder) {
     }
   }
   std::fflush(stdout);
-  fmt::print(stderr, "gimli: warning: no plots: {}; later: gimli plot {}\n", reason, folder.string());
+  fmt::print(stderr, "gimli: warning: no plots: {}; later: gimli plot {}\n", reason, quoted(folder));
 }
 
 /// The steps of adaptation to draw: none, the first and the last of those that are evaluated.
@@ -253,6 +265,8 @@ int run_eval(const EvalFlags& flags) {
   std::unique_ptr<FolderLock> lock;
   if (!flags.out.empty()) {
     folder = flags.out;
+    TORCH_CHECK(!holds_run(*folder) || fs::equivalent(*folder, fs::absolute(file).parent_path()), folder->string(),
+                " holds another run; choose another folder with --out");
     lock = std::make_unique<FolderLock>(*folder);
   }
   fmt::print("{}: {} on {}, after {} iterations\n", file.string(), entry.name, config.text("dataset"),
@@ -290,6 +304,23 @@ class HelpFormatter final : public CLI::Formatter {
   }
 };
 
+/// The words that call a command.
+std::string path_of(const CLI::App& command) {
+  const auto* parent = command.get_parent();
+  return parent ? path_of(*parent) + " " + command.get_name() : command.get_name();
+}
+
+/// What is wrong, in terms of the flag: CLI11 speaks of types and overrides.
+std::string describe(const CLI::ParseError& error) {
+  const std::string said = error.what();
+  const auto begin = std::min(said.find("--"), said.size());
+  const auto flag = said.substr(begin, said.find_first_of(":,. ", begin) - begin);
+  if (flag.empty()) return said;
+  if (dynamic_cast<const CLI::ConversionError*>(&error)) return flag + " takes no value but true or false";
+  if (!dynamic_cast<const CLI::ArgumentMismatch*>(&error)) return said;
+  return flag + (said.find("required") != std::string::npos ? " needs a value" : " was given a value it does not take");
+}
+
 /// Refuses arguments that no command knows.
 void check_no_extras(const CLI::App& command) {
   const auto extras = command.remaining();
@@ -304,8 +335,9 @@ void check_no_extras(const CLI::App& command) {
       known.push_back(sub->get_name());
     }
   }
-  TORCH_CHECK(false, "'", extras.front(), "' is not known here", suggestion(extras.front(), known), " See ",
-              fmt::format("{} --help", command.get_display_name()));
+  const auto hint = suggestion(extras.front(), known);
+  TORCH_CHECK(false, "'", extras.front(), "' is not known here", hint.empty() ? "." : hint, " See ", path_of(command),
+              " --help");
 }
 
 int dispatch(int argc, char** argv) {
@@ -332,7 +364,7 @@ int dispatch(int argc, char** argv) {
     for (const auto& setting : entry.schema.settings) flags->settings.add(*command, entry.schema, setting);
     command->footer(
         "Written to --out: config.toml, metrics.jsonl, checkpoint.pt, evaluation.md, evaluation.json,\n"
-        "training.png, adaptation.png. Ctrl-C saves a checkpoint and stops; twice, it stops at once.");
+        "adaptation.json, training.png, adaptation.png. Ctrl-C saves a checkpoint and stops; twice, it stops at once.");
     command->callback([&action, &entry, flags] { action = [&entry, flags] { return run_train(entry, *flags); }; });
   }
 
@@ -395,7 +427,7 @@ int dispatch(int argc, char** argv) {
     return kDone;
   } catch (const CLI::ParseError& error) {
     for (const auto* command : commands) check_no_extras(*command);
-    TORCH_CHECK(false, error.what());
+    TORCH_CHECK(false, describe(error));
   }
   for (const auto* command : commands) check_no_extras(*command);
   if (action) return action();
@@ -405,18 +437,26 @@ int dispatch(int argc, char** argv) {
   return kDone;
 }
 
+int fail(const std::string& reason) {
+  std::fputs(("gimli: " + reason + '\n').c_str(), stderr);
+  return kFailed;
+}
+
 }  // namespace
 
 int run_command(int argc, char** argv) {
   at::set_num_threads(1);
   try {
-    return dispatch(argc, argv);
+    const int code = dispatch(argc, argv);
+    if (std::fflush(stdout) == 0 && !std::ferror(stdout)) return code;
+    return fail(fmt::format("cannot write to standard output: {}", std::strerror(errno)));
   } catch (const c10::Error& error) {
-    fmt::print(stderr, "gimli: {}\n", error.what_without_backtrace());
+    return fail(error.what_without_backtrace());
+  } catch (const fs::filesystem_error& error) {
+    return fail(fmt::format("cannot use {}: {}", error.path1().string(), error.code().message()));
   } catch (const std::exception& error) {
-    fmt::print(stderr, "gimli: {}\n", error.what());
+    return fail(error.what());
   }
-  return kFailed;
 }
 
 }  // namespace gimli::app

@@ -43,7 +43,10 @@ void check_range(const Setting& setting, const Value& value) {
     if constexpr (std::is_floating_point_v<decltype(number)>) {
       TORCH_CHECK(std::isfinite(number), setting.key, " must be finite, got ", number);
     }
-    TORCH_CHECK(static_cast<double>(number) >= setting.minimum, setting.key, " must be at least ", setting.minimum,
+    const auto value = static_cast<double>(number);
+    TORCH_CHECK(std::isinf(setting.maximum) || (value >= setting.minimum && value <= setting.maximum), setting.key,
+                " must be ", setting.minimum, " to ", setting.maximum, ", got ", number);
+    TORCH_CHECK(value >= setting.minimum, setting.key, " must be at least ", setting.minimum,
                 ", got ", number);
   };
   if (const auto* integer = std::get_if<int64_t>(&value)) {

@@ -26,6 +26,7 @@ struct Setting {
   bool shapes_results = true;   ///< whether the numbers of a run depend on it
   double minimum = -std::numeric_limits<double>::infinity();  ///< of a number, or of each one in a list
   std::vector<std::string> choices = {};
+  double maximum = std::numeric_limits<double>::infinity();  ///< likewise
 };
 
 /// The settings of an experiment, with the defaults for each data set: the one table that says what can be set. Its

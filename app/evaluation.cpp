@@ -20,19 +20,43 @@ struct Score {
   std::optional<double> accuracy;
 };
 
-/// The scores of one task after each of `steps`, ascending.
-std::vector<Score> adapt(const Bilevel& problem, const data::Task& task, const std::vector<int64_t>& steps) {
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+/// Whether a loss, inner or outer, was not finite.
+bool diverged(const c10::Error& error) {
+  return std::string_view(error.what_without_backtrace()).find("expected a finite number") != std::string_view::npos;
+}
+
+/// Goes on to `step`. False if the task diverges on the way.
+bool advance(const Bilevel& problem, InnerLoop& loop, const TaskRef& task, int64_t step) {
+  try {
+    while (loop.state().step < step) problem.step(loop, task);
+    return true;
+  } catch (const c10::Error& error) {
+    if (!diverged(error)) throw;
+    return false;
+  }
+}
+
+/// The scores of one task after each of `steps`, ascending; NaN from where it diverges.
+std::vector<Score> adapt(const Bilevel& problem, const data::Task& task, const std::vector<int64_t>& steps,
+                         bool classifies) {
   const auto reference = TaskRef::to(task);
   auto loop = problem.start(Graph::none);
   std::vector<Score> scores;
   at::NoGradGuard no_grad;
-  for (const auto step : steps) {
-    while (loop.state().step < step) problem.step(loop, reference);
-    const auto value = problem.outer(loop, reference);
-    auto& score = scores.emplace_back();
-    score.loss = value.loss.item<double>();
-    if (value.auxiliary.defined()) score.accuracy = value.auxiliary.item<double>();
+  try {
+    for (const auto step : steps) {
+      if (!advance(problem, loop, reference, step)) break;
+      const auto value = problem.outer(loop, reference);
+      auto& score = scores.emplace_back();
+      score.loss = value.loss.item<double>();
+      if (value.auxiliary.defined()) score.accuracy = value.auxiliary.item<double>();
+    }
+  } catch (const c10::Error& error) {
+    if (!diverged(error)) throw;
   }
+  scores.resize(steps.size(), {kNaN, classifies ? std::optional(kNaN) : std::nullopt});
   return scores;
 }
 
@@ -61,7 +85,8 @@ std::vector<double> to_vector(const at::Tensor& tensor) {
 Estimate estimate(const std::vector<double>& sample) {
   const auto n = static_cast<double>(sample.size());
   const double mean = std::accumulate(sample.begin(), sample.end(), 0.) / n;
-  if (n < 2) return {mean, std::numeric_limits<double>::quiet_NaN()};
+  if (std::isnan(mean)) return {kNaN, kNaN};  // of positive sign, to be printed
+  if (n < 2) return {mean, kNaN};
   double squares = 0;
   for (const double x : sample) squares += (x - mean) * (x - mean);
   return {mean, 1.96 * std::sqrt(squares / (n - 1)) / std::sqrt(n)};
@@ -79,7 +104,7 @@ std::optional<Evaluation> evaluate_adaptation(const Experiment& experiment, int6
     const auto count = std::min(kChunk, tasks - begin);
     batch.run(count, [&](int64_t i) {
       const auto task = task_on(*dataset.held_out, begin + i, dataset.device);
-      scores[begin + i] = adapt(experiment.problem(), task, steps);
+      scores[begin + i] = adapt(experiment.problem(), task, steps, dataset.classifies);
     });
     if (on_tasks && !on_tasks(begin + count)) return std::nullopt;
   }
@@ -148,8 +173,8 @@ nlohmann::ordered_json adapted_curves(const Experiment& experiment, const std::v
     auto predictions = nlohmann::ordered_json::array();
     at::NoGradGuard no_grad;
     for (const auto step : steps) {
-      while (loop.state().step < step) experiment.problem().step(loop, reference);
-      const auto y = loop.run([&] { return dataset.forward(x.to(dataset.device)); });
+      const bool finite = advance(experiment.problem(), loop, reference, step);
+      const auto y = finite ? loop.run([&] { return dataset.forward(x.to(dataset.device)); }) : at::full_like(x, kNaN);
       predictions.push_back({{"step", step}, {"y", to_vector(y)}});
     }
     std::vector<double> truth = to_vector(x);

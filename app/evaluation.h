@@ -35,7 +35,7 @@ struct Evaluation {
 using OnTasks = std::function<bool(int64_t done)>;
 
 /// Adapts to the held-out tasks 0 to `tasks` - 1 and takes the query loss before and after each of these numbers of
-/// steps. No graph is kept. Nothing if `on_tasks` stops it.
+/// steps. A task whose loss is not finite has NaN from there on. No graph is kept. Nothing if `on_tasks` stops it.
 std::optional<Evaluation> evaluate_adaptation(const Experiment& experiment, int64_t tasks, std::vector<int64_t> steps,
                                               const TaskBatch& batch, const OnTasks& on_tasks = {});
 

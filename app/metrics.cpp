@@ -50,8 +50,9 @@ std::vector<json> read_metrics(const std::filesystem::path& path) {
   size_t begin = 0;
   for (auto end = content.find('\n'); end != std::string::npos; end = content.find('\n', begin)) {
     auto line = json::parse(content.begin() + begin, content.begin() + end, nullptr, /*allow_exceptions=*/false);
-    TORCH_CHECK(line.is_object() && line.contains("iteration") && line.contains("outer_loss"), path.string(), ", line ",
-                lines.size() + 1, ", is not a line of metrics");
+    const auto has_number = [&](const char* key) { return line.contains(key) && line[key].is_number(); };
+    TORCH_CHECK(has_number("iteration") && has_number("outer_loss"), path.string(), ", line ", lines.size() + 1,
+                ", is not a line of metrics: it must have the numbers iteration and outer_loss");
     lines.push_back(std::move(line));
     begin = end + 1;
   }

@@ -24,7 +24,8 @@ class MetricsFile final {
   std::unique_ptr<std::FILE, int (*)(std::FILE*)> file_;
 };
 
-/// All finished lines of such a file. Throws, naming file and line, if one is not a JSON object.
+/// All finished lines of such a file. Throws, naming file and line, if one is not a JSON object with the
+/// numbers iteration and outer_loss.
 std::vector<nlohmann::json> read_metrics(const std::filesystem::path& path);
 
 }  // namespace gimli::app

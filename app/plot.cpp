@@ -5,10 +5,14 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <fstream>
 #include <functional>
+#include <limits>
 #include <optional>
 #include <sstream>
 
@@ -66,19 +70,25 @@ void draw(const fs::path& file, const std::string& script) {
       "set terminal pngcairo size 1200,800 font 'DejaVu Sans,13' background '#ffffff'\n"
       "set output '{}'\n{}{}\nset output\n",
       quoted, kStyle, script);
+  // Without a file to write to, gnuplot would send the picture to its standard output and exit with 0.
+  TORCH_CHECK(std::ofstream(temporary), "cannot write ", file.string(), ": ", std::strerror(errno));
   std::fflush(nullptr);
-  std::FILE* const gnuplot = popen("gnuplot", "we");
+  std::FILE* const gnuplot = popen("gnuplot >/dev/null 2>&1", "we");
   TORCH_CHECK(gnuplot, "cannot start gnuplot");
   std::fwrite(text.data(), 1, text.size(), gnuplot);
   const int status = pclose(gnuplot);
-  TORCH_CHECK(status == 0 && fs::exists(temporary), "gnuplot failed to draw ", file.string());
-  fs::rename(temporary, file);
+  std::error_code error, ignored;
+  const bool drawn = status == 0 && fs::file_size(temporary, error) > 0 && !error;
+  if (drawn) fs::rename(temporary, file, error);
+  if (!drawn || error) fs::remove(temporary, ignored);
+  TORCH_CHECK(drawn, "gnuplot failed to draw ", file.string());
+  TORCH_CHECK(!error, "cannot write ", file.string(), ": ", error.message());
 }
 
 std::string data_block(const std::string& name, const std::vector<std::vector<double>>& columns) {
   std::string text = fmt::format("${} << EOD\n", name);
   for (size_t row = 0; row < columns.front().size(); ++row) {
-    for (const auto& column : columns) text += fmt::format("{:.7g} ", column[row]);
+    for (const auto& column : columns) text += std::isnan(column[row]) ? "NaN " : fmt::format("{:.7g} ", column[row]);
     text += '\n';
   }
   return text + "EOD\n";
@@ -113,10 +123,11 @@ Series series_of(const std::vector<json>& lines, const char* key, double scale) 
   return series;
 }
 
-/// One panel: the values of every iteration, their moving average, and evaluations between.
+/// One panel: the values of every iteration, their moving average, and evaluations between. Nothing if there are none.
 std::string training_panel(const std::vector<json>& lines, const std::string& key, const std::string& evaluation_key,
                            const std::string& label, double scale) {
   const auto raw = series_of(lines, key.c_str(), scale);
+  if (raw.x.empty()) return "";
   const auto evaluated = series_of(lines, evaluation_key.c_str(), scale);
   const auto width = std::max<size_t>(raw.y.size() / 40, 1);
   auto text = data_block(key, {raw.x, raw.y, smoothed(raw.y, width)});
@@ -137,18 +148,15 @@ std::string training_panel(const std::vector<json>& lines, const std::string& ke
 }
 
 std::string training_script(const std::vector<json>& lines) {
-  const bool classifies = lines.front().contains("accuracy");
-  std::string text = "set xlabel 'iteration'\n";
-  if (classifies) text += "set multiplot layout 2,1 margins 0.08,0.97,0.09,0.97 spacing 0.1,0.11\n";
-  text += training_panel(lines, "outer_loss", "evaluation_loss", "outer loss", 1);
-  if (classifies) {
-    text += training_panel(lines, "accuracy", "evaluation_accuracy", "accuracy on query sets (%)", 100);
-    text += "unset multiplot\n";
-  }
-  return text;
+  const auto loss = training_panel(lines, "outer_loss", "evaluation_loss", "outer loss", 1);
+  const auto accuracy = training_panel(lines, "accuracy", "evaluation_accuracy", "accuracy on query sets (%)", 100);
+  const std::string label = "set xlabel 'iteration'\n";
+  if (accuracy.empty()) return label + loss;
+  return label + "set multiplot layout 2,1 margins 0.08,0.97,0.09,0.97 spacing 0.1,0.11\n" + loss + accuracy +
+         "unset multiplot\n";
 }
 
-/// A measure by adaptation step, with its interval.
+/// A measure by adaptation step, with its interval. Nothing if no step has a number.
 std::string steps_script(const json& evaluation) {
   const auto& steps = evaluation.at("steps");
   const bool classifies = steps.at(0).contains("accuracy");
@@ -156,10 +164,12 @@ std::string steps_script(const json& evaluation) {
   for (const auto& row : steps) {
     const auto& measure = row.at(classifies ? "accuracy" : "loss");
     const auto& half = measure.at("interval");
+    if (measure.at("mean").is_null()) continue;
     x.push_back(row.at("step").get<double>());
     mean.push_back((classifies ? 100 : 1) * measure.at("mean").get<double>());
     interval.push_back(half.is_number() ? (classifies ? 100 : 1) * half.get<double>() : 0.);
   }
+  if (x.empty()) return "";
   return data_block("steps", {x, mean, interval}) +
          fmt::format(
              "set xlabel 'adaptation steps'\nset ylabel '{}'\nset xrange [-0.3:{}]\nset yrange [{}]\n"
@@ -170,7 +180,14 @@ std::string steps_script(const json& evaluation) {
              classifies ? "0:100" : "0:*", classifies ? "bottom" : "top", evaluation.at("tasks").get<int64_t>());
 }
 
-std::vector<double> numbers(const json& list) { return list.get<std::vector<double>>(); }
+/// The numbers of a list, where null is NaN.
+std::vector<double> numbers(const json& list) {
+  std::vector<double> values;
+  for (const auto& item : list) {
+    values.push_back(item.is_null() ? std::numeric_limits<double>::quiet_NaN() : item.get<double>());
+  }
+  return values;
+}
 
 std::string step_name(int64_t step) {
   if (step == 0) return "before adaptation";
@@ -216,15 +233,16 @@ json read_json(const fs::path& file) {
   return value;
 }
 
-/// Draws with what `script` makes of the JSON in `source`.
-void draw_json(const fs::path& file, const fs::path& source, const std::function<std::string(const json&)>& script) {
+/// Draws with what `script` makes of the JSON in `source`. False if that is nothing.
+bool draw_json(const fs::path& file, const fs::path& source, const std::function<std::string(const json&)>& script) {
   std::string text;
   try {
     text = script(read_json(source));
   } catch (const json::exception&) {
     TORCH_CHECK(false, source.string(), " is not as gimli writes it");
   }
-  draw(file, text);
+  if (!text.empty()) draw(file, text);
+  return !text.empty();
 }
 
 }  // namespace
@@ -251,11 +269,9 @@ std::vector<fs::path> plot_run(const fs::path& folder) {
   }
   const auto target = folder / "adaptation.png";
   if (const auto source = folder / "adaptation.json"; fs::exists(source)) {
-    draw_json(target, source, curves_script);
-    drawn.push_back(target);
+    if (draw_json(target, source, curves_script)) drawn.push_back(target);
   } else if (const auto evaluation = folder / "evaluation.json"; fs::exists(evaluation)) {
-    draw_json(target, evaluation, steps_script);
-    drawn.push_back(target);
+    if (draw_json(target, evaluation, steps_script)) drawn.push_back(target);
   }
   TORCH_CHECK(!drawn.empty(), folder.string(), " has nothing to draw: neither metrics.jsonl nor evaluation.json");
   return drawn;

@@ -64,6 +64,14 @@ Result differentiate(const Experiment& experiment, const std::vector<data::Task>
   }
 }
 
+/// Throws if training has diverged.
+void check_finite(const NamedTensors& parameters, int64_t iteration) {
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    TORCH_CHECK(parameters.tensors[i].isfinite().all().item<bool>(), "training diverged: after iteration ", iteration,
+                " the parameter ", parameters.names[i], " is not finite; the last checkpoint is kept");
+  }
+}
+
 /// A moving average, for the eye.
 void smooth(std::optional<double>& average, const std::optional<double>& value) {
   if (value) average = average ? 0.98 * *average + 0.02 * *value : *value;
@@ -86,6 +94,7 @@ bool train(Experiment& experiment, const ExperimentEntry& entry, const Config& c
   if (!from) save_checkpoint(checkpoint, state, parameters, optimizer);
   MetricsFile metrics(folder / "metrics.jsonl", state.iteration);
   const auto save = [&] {
+    check_finite(parameters, state.iteration);
     metrics.flush();
     save_checkpoint(checkpoint, state, parameters, optimizer);
   };
@@ -105,6 +114,8 @@ bool train(Experiment& experiment, const ExperimentEntry& entry, const Config& c
   while (state.iteration < iterations && !interrupted()) {
     const auto start = Clock::now();
     const auto result = differentiate(experiment, queue.pop(), batch, state.iteration + 1);
+    const bool evaluates = eval_every > 0 && (state.iteration + 1) % eval_every == 0;
+    if (evaluates) save();  // where an interrupted evaluation goes on
     assign_gradients(parameters.tensors, result.gradients);
     optimizer.step();
     ++state.iteration;
@@ -118,9 +129,11 @@ bool train(Experiment& experiment, const ExperimentEntry& entry, const Config& c
     smooth(shown.tasks_per_second, rate);
     nlohmann::ordered_json line{{"iteration", state.iteration}, {"outer_loss", loss}};
     if (accuracy) line["accuracy"] = *accuracy;
-    if (eval_every > 0 && state.iteration % eval_every == 0) {
+    if (evaluates) {
       const auto evaluation =
-          evaluate_adaptation(experiment, config.integer("eval_tasks"), config.integers("eval_steps"), batch);
+          evaluate_adaptation(experiment, config.integer("eval_tasks"), config.integers("eval_steps"), batch,
+                              [](int64_t) { return !interrupted(); });
+      if (!evaluation) return false;
       const auto& last = evaluation->steps.back();
       line["evaluation_loss"] = last.loss.mean;
       auto text = fmt::format("iteration {}: held-out loss {:.4f}", state.iteration, last.loss.mean);

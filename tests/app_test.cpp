@@ -5,7 +5,9 @@
 #include <torch/torch.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cmath>
+#include <csignal>
 #include <fstream>
 #include <random>
 #include <thread>
@@ -16,6 +18,7 @@
 #include "app/evaluation.h"
 #include "app/experiment.h"
 #include "app/file.h"
+#include "app/interrupt.h"
 #include "app/metrics.h"
 #include "app/plot.h"
 #include "app/progress.h"
@@ -408,7 +411,7 @@ TEST(EvaluationTest, IntervalOfAKnownSample) {
 }
 
 /// Tells which of two halves of the line a number is in: classification of a moment.
-class Halves final : public data::TaskSource {
+class Halves : public data::TaskSource {
  public:
   data::Task task(int64_t index) const override {
     const auto examples = [&](int64_t count) -> torch::data::Example<> {
@@ -419,9 +422,11 @@ class Halves final : public data::TaskSource {
   }
 };
 
-class HalvesExperiment final : public Experiment {
+class HalvesExperiment : public Experiment {
  public:
-  HalvesExperiment() : dataset_(make()), problem_(dataset_.model, optim::Optimizer(optim::SGD(0.5), parameters())) {
+  explicit HalvesExperiment(std::shared_ptr<data::TaskSource> held_out = std::make_shared<Halves>(), double rate = 0.5)
+      : dataset_(make(std::move(held_out))),
+        problem_(dataset_.model, optim::Optimizer(optim::SGD(rate), parameters())) {
     problem_.steps(1)
         .inner([this](const data::Task& task) { return dataset_.loss(task.support); })
         .outer([this](const data::Task& task) { return dataset_.score(task.query); });
@@ -435,11 +440,12 @@ class HalvesExperiment final : public Experiment {
   }
 
  private:
-  static Dataset make() {
+  static Dataset make(std::shared_ptr<data::TaskSource> held_out) {
     torch::manual_seed(2);
     Dataset dataset;
     auto model = nn::mlp({1, 4, 2});
-    dataset.training = dataset.held_out = std::make_shared<Halves>();
+    dataset.training = std::make_shared<Halves>();
+    dataset.held_out = std::move(held_out);
     dataset.model = model.ptr();
     dataset.forward = [model](const at::Tensor& x) mutable { return model->forward(x); };
     dataset.classifies = true;
@@ -475,6 +481,19 @@ TEST(EvaluationTest, AgreesWithALoopByHand) {
   EXPECT_FALSE(evaluate_adaptation(experiment, 120, {1}, Threads(1), [](int64_t) { return false; }));
 }
 
+TEST(EvaluationTest, ATaskThatDivergesIsNotANumber) {
+  const HalvesExperiment experiment(std::make_shared<Halves>(), 3e38);
+  const auto evaluation = evaluate_adaptation(experiment, 3, {10}, Threads(1));
+  ASSERT_TRUE(evaluation);
+  EXPECT_TRUE(std::isfinite(evaluation->steps[0].loss.mean));
+  EXPECT_TRUE(std::isnan(evaluation->steps[1].loss.mean));
+  EXPECT_TRUE(std::isnan(evaluation->steps[1].accuracy->mean));
+  const auto table = to_markdown(*evaluation);
+  EXPECT_NE(table.find(" nan |"), std::string::npos) << table;
+  EXPECT_EQ(table.find("-nan"), std::string::npos) << table;
+  EXPECT_TRUE(nlohmann::json::parse(to_json(*evaluation).dump())["steps"][1]["loss"]["mean"].is_null());
+}
+
 TEST(EvaluationTest, Table) {
   const Evaluation evaluation{600, {{0, {1.5, 0.25}, Estimate{0.2, 0.01}}, {10, {0.5, 0.125}, Estimate{0.98, 0.002}}}};
   EXPECT_EQ(to_markdown(evaluation),
@@ -505,6 +524,61 @@ TEST(TrainerTest, TrainsAnyExperiment) {
   EXPECT_TRUE(lines[0].contains("accuracy"));
   EXPECT_FALSE(lines[0].contains("evaluation_accuracy"));
   EXPECT_TRUE(lines[19].contains("evaluation_accuracy"));
+}
+
+/// The user loses patience with the first held-out task.
+class Impatience final : public Halves {
+ public:
+  data::Task task(int64_t index) const override {
+    if (!raised_.exchange(true)) std::raise(SIGINT);
+    return Halves::task(index);
+  }
+
+ private:
+  mutable std::atomic<bool> raised_ = false;
+};
+
+TEST(TrainerTest, AnInterruptedEvaluationIsTakenUpAgain) {
+  TemporaryFolder folder;
+  const auto whole = folder.path / "whole", run = folder.path / "run";
+  for (const auto& path : {whole, run}) fs::create_directory(path);
+  const auto& entry = find_experiment("maml");
+  const Config config(entry.schema, {{"iterations", int64_t{8}},
+                                     {"tasks", int64_t{2}},
+                                     {"quiet", true},
+                                     {"eval_every", int64_t{4}},
+                                     {"eval_tasks", int64_t{4}}});
+  HalvesExperiment patient, impatient(std::make_shared<Impatience>()), again;
+  EXPECT_TRUE(train(patient, entry, config, Threads(1), whole, std::nullopt));
+  {
+    const InterruptGuard guard;
+    EXPECT_FALSE(train(impatient, entry, config, Threads(1), run, std::nullopt));
+  }
+  const std::optional<Checkpoint> checkpoint = load_checkpoint(run / "checkpoint.pt");
+  EXPECT_EQ(checkpoint->state.iteration, 3);
+  EXPECT_EQ(read_metrics(run / "metrics.jsonl").size(), 3);
+  const InterruptGuard guard;
+  EXPECT_TRUE(train(again, entry, config, Threads(1), run, checkpoint));
+  expect_same_run(run, whole);
+}
+
+/// Its gradients are of no use.
+class BrokenExperiment final : public HalvesExperiment {
+ public:
+  Result differentiate(const std::vector<data::Task>& tasks, const TaskBatch& batch) const override {
+    auto result = HalvesExperiment::differentiate(tasks, batch);
+    for (auto& gradient : result.gradients) gradient = torch::full_like(gradient, std::nan(""));
+    return result;
+  }
+};
+
+TEST(TrainerTest, KeepsTheLastGoodCheckpoint) {
+  TemporaryFolder folder;
+  BrokenExperiment experiment;
+  const auto& entry = find_experiment("maml");
+  const Config config(entry.schema, {{"iterations", int64_t{1}}, {"tasks", int64_t{2}}, {"quiet", true}});
+  EXPECT_THROW(train(experiment, entry, config, Threads(1), folder.path, std::nullopt), c10::Error);
+  EXPECT_EQ(load_checkpoint(folder.path / "checkpoint.pt").state.iteration, 0);
 }
 
 // the command
@@ -628,6 +702,18 @@ TEST_F(CommandTest, EvaluatesACheckpoint) {
   EXPECT_NE(more.out.find("over 5 held-out tasks"), std::string::npos);
   const auto written = nlohmann::json::parse(read_file(folder.path / "e" / "evaluation.json"));
   EXPECT_EQ(written["steps"].size(), 2);
+  train(folder.path / "other");
+  expect_refusal({"eval", "--checkpoint", run.string(), "--out", (folder.path / "other").string()},
+                 "holds another run");
+  EXPECT_EQ(gimli({"eval", "--checkpoint", run.string(), "--quiet", "--out", run.string()}).code, 0);
+}
+
+TEST_F(CommandTest, ADivergedEvaluationDoesNotEndARun) {
+  train(run, {"--iterations", "2", "--inner-lr", "100", "--eval-steps", "300", "--eval-every", "1"});
+  EXPECT_NE(read_file(run / "evaluation.md").find(" nan |"), std::string::npos);
+  EXPECT_EQ(read_file(run / "evaluation.md").find("-nan"), std::string::npos);
+  EXPECT_TRUE(read_metrics(run / "metrics.jsonl")[0]["evaluation_loss"].is_null());
+  EXPECT_NE(read_file(run / "adaptation.json").find("null"), std::string::npos);
 }
 
 TEST_F(CommandTest, EveryInnerOptimizerTrains) {
@@ -651,13 +737,17 @@ TEST_F(CommandTest, RefusesWhatItCannotDo) {
   const auto train_with = [&](const Arguments& more) { return small_training(run) + more; };
   expect_refusal({"trian"}, "'train'");
   expect_refusal({"train"}, "gimli train maml");
-  expect_refusal({"train", "mamal"}, "'maml'");
+  expect_refusal({"train", "mamal"}, "'maml'? See gimli train --help");
+  expect_refusal({"train", "maml", "--xyzzyxyzzy"}, "'--xyzzyxyzzy' is not known here. See gimli train maml --help");
+  expect_refusal(train_with({"--threads", "1025"}), "threads must be 0 to 1024, got 1025");
+  expect_refusal(train_with({"--threads", "-1"}), "threads must be 0 to 1024, got -1");
+  expect_refusal(train_with({"--quiet=perhaps"}), "--quiet takes no value but true or false");
   expect_refusal({"data"}, "gimli data check");
   expect_refusal(train_with({"--iteratoins", "5"}), "'--iterations'");
   expect_refusal(train_with({"--tasks", "many"}), "--tasks must be a whole number, got 'many'");
   expect_refusal(train_with({"--tasks", "0"}), "tasks must be at least 1, got 0");
   expect_refusal(train_with({"--tasks", "-3"}), "tasks must be at least 1, got -3");
-  expect_refusal(train_with({"--tasks"}), "--tasks");
+  expect_refusal(train_with({"--tasks"}), "--tasks needs a value");
   expect_refusal(train_with({"--tasks", "99999999999999999999"}), "whole number");
   expect_refusal(train_with({"--inner-lr", "fast"}), "--inner-lr must be a number");
   expect_refusal(train_with({"--inner-lr", "nan"}), "inner_lr must be finite");
@@ -702,7 +792,7 @@ TEST_F(CommandTest, RefusesConfigurationsWithMistakes) {
 TEST_F(CommandTest, RefusesToMixRuns) {
   train(run);
   const auto checkpoint = read_file(run / "checkpoint.pt"), metrics = read_file(run / "metrics.jsonl");
-  expect_refusal(small_training(run), "already holds a run");
+  expect_refusal(small_training(run), "already holds a run; continue it with --resume, replace it with --overwrite");
   const Arguments resume{"train", "maml", "--resume", "--out", run.string()};
   expect_refusal(resume + Arguments{"--inner-lr", "0.5"}, "inner_lr = 0.01, but inner_lr = 0.5");
   expect_refusal(resume + Arguments{"--dataset", "omniglot"}, "dataset = \"sinusoid\", but dataset = \"omniglot\"");
@@ -740,8 +830,18 @@ TEST(PlotTest, DrawsWhatThereIs) {
         "{\"iteration\":1,\"outer_loss\":2.0,\"accuracy\":0.2}\n"
         "{\"iteration\":2,\"outer_loss\":1.0,\"accuracy\":0.3,\"evaluation_accuracy\":0.4}\n{\"iter");
   EXPECT_EQ(gimli({"plot", run.string()}).code, 0);
+  write(run / "metrics.jsonl", "{\"iteration\":1,\"outer_loss\":2.0,\"accuracy\":null}\n");
+  EXPECT_EQ(gimli({"plot", run.string()}).code, 0);
+  fs::create_directory(run / "training.png.tmp");
+  const auto blocked = gimli({"plot", run.string()});
+  EXPECT_EQ(blocked.code, 2);
+  EXPECT_EQ(blocked.out, "");
+  EXPECT_NE(blocked.err.find("training.png: Is a directory"), std::string::npos) << blocked.err;
+  fs::remove(run / "training.png.tmp");
   write(run / "adaptation.json", "[{}]");
   expect_refusal({"plot", run.string()}, "adaptation.json is not as gimli writes it");
+  write(run / "metrics.jsonl", "{\"iteration\":1,\"outer_loss\":null}\n");
+  expect_refusal({"plot", run.string()}, "metrics.jsonl, line 1, is not a line of metrics");
   write(run / "metrics.jsonl", "nothing\n");
   expect_refusal({"plot", run.string()}, "metrics.jsonl, line 1");
   expect_refusal({"plot", folder.path.string()}, "nothing to draw");
@@ -800,6 +900,8 @@ TEST_F(ProcessTest, AnInterruptSavesAndSaysHowToContinue) {
   ASSERT_EQ(gimli(long_training(run) + Arguments{"--resume"}).code, 0);
   expect_same_run(run, whole);
 }
+
+TEST_F(ProcessTest, SaysWhenItCannotSay) { EXPECT_EQ(Process({"--version"}, "/dev/full").wait(), 2); }
 
 TEST_F(ProcessTest, TwoInterruptsStopAtOnce) {
   Process process(long_training(run) + Arguments{"--iterations", "100000"}, output);

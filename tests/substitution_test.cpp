@@ -479,7 +479,9 @@ TEST(Substitution, NothingWritesIntoTheModelWhileItsValuesAreItsOwn) {
   const ModelTensors tensors(m);
   const auto own = clones(tensors.parameters.tensors);
   expect_error(
-      [&] { substituted(tensors, tensors.parameters.tensors, {}, [&] { return m->weight.data().clamp_(-0.01, 0.01); }); },
+      [&] {
+        substituted(tensors, tensors.parameters.tensors, {}, [&] { return m->weight.data().clamp_(-0.01, 0.01); });
+      },
       "aten::clamp_ writes into the memory of 'weight'");
   expect_equal(tensors.parameters.tensors, own);
 }

@@ -14,6 +14,7 @@
 #include <set>
 #include <thread>
 
+#include "expect.h"
 #include "gimli/data/archive.h"
 #include "gimli/data/cache_file.h"
 #include "gimli/data/counter_rng.h"
@@ -26,18 +27,11 @@ namespace fs = std::filesystem;
 using namespace gimli::data;
 using testing::Test;
 
+using gimli::message_of;
+
 namespace {
 
 using Ids = std::vector<int64_t>;
-
-std::string message_of(const std::function<void()>& function) {
-  try {
-    function();
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  }
-  return "(nothing thrown)";
-}
 
 void expect_parts(const std::string& message, const std::vector<std::string>& parts) {
   for (const auto& part : parts) EXPECT_NE(message.find(part), std::string::npos) << message << "\nlacks: " << part;

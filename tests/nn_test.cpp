@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "expect.h"
 #include "gimli/nn/conv4.h"
 #include "gimli/nn/mlp.h"
 
@@ -14,16 +15,9 @@ using gimli::nn::Conv4Options;
 using gimli::nn::Conv4Pooling;
 using gimli::nn::mlp;
 
-namespace {
+using gimli::message_of;
 
-std::string message_of(const std::function<void()>& function) {
-  try {
-    function();
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  }
-  return "(nothing thrown)";
-}
+namespace {
 
 int64_t parameter_count(const torch::nn::Module& module) {
   int64_t count = 0;

@@ -17,6 +17,33 @@ TensorList detached(TensorList list) {
   return list;
 }
 
+TensorList picked(const TensorList& list, const std::vector<size_t>& positions) {
+  TensorList result;
+  result.reserve(positions.size());
+  for (const auto i : positions) result.push_back(list[i]);
+  return result;
+}
+
+/// Parameters and their states, moved out of an inner state and back into it.
+struct Lent {
+  Lent(InnerState& from, const std::vector<size_t>& at) : state(from), positions(at) {
+    iterates.reserve(positions.size());
+    for (const auto i : positions) {
+      iterates.push_back({std::move(state.parameters[i]), std::move(state.optimizer[i])});
+    }
+  }
+  ~Lent() {
+    for (size_t k = 0; k < positions.size(); ++k) {
+      state.parameters[positions[k]] = std::move(iterates[k].parameter);
+      state.optimizer[positions[k]] = std::move(iterates[k].state);
+    }
+  }
+
+  InnerState& state;
+  const std::vector<size_t>& positions;
+  std::vector<optim::Iterate> iterates;
+};
+
 }  // namespace
 
 InnerState InnerState::detach() const {
@@ -26,33 +53,36 @@ InnerState InnerState::detach() const {
 }
 
 InnerLoop::InnerLoop(ModelTensors model, optim::Optimizer optimizer, InnerLoopOptions options) {
-  auto setup = std::make_shared<Setup>(Setup{std::move(model), std::move(optimizer), std::move(options), {}});
+  auto setup = std::make_shared<Setup>(Setup{std::move(model), std::move(optimizer), std::move(options), {}, {}});
   const auto& parameters = setup->model.parameters;
-  setup->places.resize(parameters.size());
+  setup->group_of.resize(parameters.size());
 
   std::unordered_map<const c10::TensorImpl*, size_t> position;
   for (size_t i = 0; i < parameters.size(); ++i) position[parameters.tensors[i].unsafeGetTensorImpl()] = i;
 
   state_.optimizer.resize(parameters.size());
   const auto& groups = setup->optimizer.groups();
+  setup->adapted.resize(groups.size());
   for (size_t g = 0; g < groups.size(); ++g) {
     for (size_t i = 0; i < groups[g].parameters.size(); ++i) {
       const auto& parameter = groups[g].parameters[i];
       const auto found = position.find(parameter.unsafeGetTensorImpl());
       TORCH_CHECK(found != position.end(), "InnerLoop: the optimizer's group ", g, " holds a parameter (number ", i,
                   ", shape ", parameter.sizes(), ") that the model does not have");
-      auto& place = setup->places[found->second];
-      TORCH_CHECK(!place.group, "InnerLoop: parameter '", parameters.names[found->second],
+      auto& group = setup->group_of[found->second];
+      TORCH_CHECK(!group, "InnerLoop: parameter '", parameters.names[found->second],
                   "' is in more than one group of the optimizers");
       if (!parameter.requires_grad()) continue;
-      place = {&groups[g], i};
+      group = &groups[g];
+      setup->adapted[g].indices.push_back(i);
+      setup->adapted[g].positions.push_back(found->second);
       state_.optimizer[found->second] = groups[g].states[i];
     }
   }
 
   for (size_t i = 0; i < parameters.size(); ++i) {
     auto value = resolve(parameters.tensors[i]);
-    if (setup->places[i].group && setup->options.graph() == Graph::none) value = value.detach().requires_grad_();
+    if (setup->group_of[i] && setup->options.graph() == Graph::none) value = value.detach().requires_grad_();
     state_.parameters.push_back(std::move(value));
   }
   for (const auto& buffer : setup->model.buffers.tensors) state_.buffers.push_back(resolve(buffer).detach().clone());
@@ -67,21 +97,27 @@ TensorList InnerLoop::writable_buffers() const {
   return buffers;
 }
 
-at::Tensor InnerLoop::step(const at::Tensor& loss) {
+at::Tensor InnerLoop::step(at::Tensor loss) {
   checked_loss(loss, c10::str("InnerLoop::step: the loss of step ", state_.step));
   auto gradients = gradients_of(loss);
   const bool record = setup_->options.graph() != Graph::none;
+  if (!record) loss = loss.detach();  // its graph holds the weights, whose memory the update may use again
   at::AutoGradMode mode(record);
   for (const auto& transform : setup_->options.gradient_transforms()) {
-    gradients = transform(std::move(gradients), state_.step);
+    gradients = transform(std::move(gradients), state_.parameters, state_.step);
     TORCH_CHECK(gradients.size() == state_.parameters.size(), "InnerLoop::step: a gradient transform returned ",
                 gradients.size(), " tensors for ", state_.parameters.size(), " parameters");
+    for (size_t i = 0; i < gradients.size(); ++i) {
+      TORCH_CHECK(adapts(i) || !gradients[i].defined(),
+                  "InnerLoop::step: a gradient transform returned a gradient for the frozen parameter '",
+                  setup_->model.parameters.names[i], "'");
+    }
   }
   update(gradients);
   ++state_.step;
   if (setup_->options.history()) history_.push_back(state_.parameters);
   if (!record) stop_gradient();
-  return record ? loss : loss.detach();
+  return loss;
 }
 
 TensorList InnerLoop::gradients_of(const at::Tensor& loss) const {
@@ -108,18 +144,18 @@ TensorList InnerLoop::gradients_of(const at::Tensor& loss) const {
 }
 
 void InnerLoop::update(const TensorList& gradients) {
-  auto next = state_;
-  for (size_t i = 0; i < gradients.size(); ++i) {
-    if (!gradients[i].defined()) continue;
-    const auto& [group, index] = setup_->places[i];
-    TORCH_CHECK(group, "InnerLoop::step: a gradient transform returned a gradient for the frozen parameter '",
-                setup_->model.parameters.names[i], "'");
-    auto [parameter, state] =
-        group->update(index, state_.step, state_.parameters[i], gradients[i], state_.optimizer[i]);
-    next.parameters[i] = std::move(parameter);
-    next.optimizer[i] = std::move(state);
+  const auto& groups = setup_->optimizer.groups();
+  std::vector<std::vector<optim::Values>> hyperparameters;  // all of them first: a schedule may throw
+  for (size_t g = 0; g < groups.size(); ++g) {
+    const auto& [indices, positions] = setup_->adapted[g];
+    hyperparameters.push_back(groups[g].values_at(state_.step, indices, picked(state_.parameters, positions)));
   }
-  state_ = std::move(next);
+  // What the past has, a graph or a branch, is held there too, and a rule leaves it alone.
+  for (size_t g = 0; g < groups.size(); ++g) {
+    const auto& positions = setup_->adapted[g].positions;
+    Lent lent(state_, positions);
+    groups[g].rule->update_all(lent.iterates, picked(gradients, positions), hyperparameters[g]);
+  }
 }
 
 void InnerLoop::stop_gradient() { set_state(state_.detach()); }
@@ -185,7 +221,7 @@ void InnerLoop::copy_state_to(torch::optim::Optimizer& optimizer) const {
     for (const auto& parameter : group.params()) {
       const auto found = adapted.find(parameter.unsafeGetTensorImpl());
       if (found == adapted.end()) continue;
-      const auto adapted_by = setup_->places[found->second].group->rule->name();
+      const auto adapted_by = setup_->group_of[found->second]->rule->name();
       const auto held_by = translation.rule(group.options())->name();
       TORCH_CHECK(held_by == adapted_by, "InnerLoop::copy_state_to: parameter '",
                   setup_->model.parameters.names[found->second], "' was adapted by ", adapted_by,

@@ -77,14 +77,14 @@ class InnerLoop final {
 
   /// One step on a loss that was computed from earlier results of `run`. Throws if it is not a finite scalar, or does
   /// not depend on the fast weights.
-  at::Tensor step(const at::Tensor& loss);
+  at::Tensor step(at::Tensor loss);
 
   /// Cuts the graph here: what follows treats the weights and the optimizer's state of now as constants.
   void stop_gradient();
 
   const InnerState& state() const { return state_; }
   /// Whether the loop adapts the model's i-th parameter, or leaves it frozen.
-  bool adapts(size_t i) const { return setup_->places[i].group != nullptr; }
+  bool adapts(size_t i) const { return setup_->group_of[i] != nullptr; }
 
   /// The fast weights now, in the order of the model's parameters.
   const TensorList& parameters() const { return state_.parameters; }
@@ -100,16 +100,17 @@ class InnerLoop final {
   void copy_state_to(torch::optim::Optimizer& optimizer) const;
 
  private:
-  /// Where a parameter of the model is among the optimizer's; frozen ones are nowhere.
-  struct Place {
-    const optim::ParameterGroup* group = nullptr;
-    size_t index = 0;
+  /// The parameters that a group adapts: the others are frozen.
+  struct Adapted {
+    std::vector<size_t> indices;    ///< among the group's parameters
+    std::vector<size_t> positions;  ///< likewise, among the model's
   };
   struct Setup {
     ModelTensors model;
     optim::Optimizer optimizer;
     InnerLoopOptions options;
-    std::vector<Place> places;
+    std::vector<Adapted> adapted;                        ///< one a group
+    std::vector<const optim::ParameterGroup*> group_of;  ///< of each of the model's parameters, or nullptr
   };
 
   TensorList writable_buffers() const;

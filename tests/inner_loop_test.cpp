@@ -273,7 +273,7 @@ TEST_F(InnerLoopTest, FirstOrderTreatsInnerGradientsAsConstants) {
 TEST_F(InnerLoopTest, TransformsTheGradientsOfEachStep) {
   torch::optim::SGD optimizer(model->parameters(), 1.0);
   std::vector<int64_t> steps;
-  const auto spy = [&](TensorList g, int64_t step) {
+  const auto spy = [&](TensorList g, const TensorList&, int64_t step) {
     steps.push_back(step);
     return g;
   };
@@ -289,7 +289,8 @@ TEST_F(InnerLoopTest, TransformsTheGradientsOfEachStep) {
   expect_error(
       [&] {
         InnerLoop bad(model, optimizer,
-                      InnerLoopOptions().gradient_transforms({[](TensorList, int64_t) { return TensorList{}; }}));
+                      InnerLoopOptions().gradient_transforms(
+                          {[](TensorList, const TensorList&, int64_t) { return TensorList{}; }}));
         step(bad, 1);
       },
       "returned 0 tensors for 6 parameters");

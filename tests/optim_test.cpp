@@ -118,11 +118,16 @@ struct Course {
   void update(const TensorList& gradients) {
     size_t i = 0;
     for (const auto& group : optimizer.groups()) {
-      for (size_t index = 0; index < group.parameters.size(); ++index, ++i) {
-        if (!gradients[i].defined()) continue;
-        auto [parameter, state] = group.update(index, step, parameters[i], gradients[i], states[i]);
-        parameters[i] = parameter;
-        states[i] = state;
+      std::vector<size_t> indices(group.parameters.size());
+      std::iota(indices.begin(), indices.end(), 0);
+      std::vector<Iterate> iterates;
+      for (const auto index : indices) iterates.push_back({parameters[i + index], states[i + index]});
+      const TensorList now(parameters.begin() + i, parameters.begin() + i + indices.size());
+      group.rule->update_all(iterates, TensorList(gradients.begin() + i, gradients.begin() + i + indices.size()),
+                             group.values_at(step, indices, now));
+      for (auto& [parameter, state] : iterates) {
+        parameters[i] = std::move(parameter);
+        states[i++] = std::move(state);
       }
     }
     ++step;
@@ -672,7 +677,7 @@ TEST(Optimizer, sets_all_groups_or_one_and_joins) {
   const auto value = [&](size_t group, const std::string& name) {
     const auto& g = both.groups()[group];
     const auto index = std::find(g.names.begin(), g.names.end(), name) - g.names.begin();
-    return g.values[index].at(0, 0, g.parameters[0], name).number();
+    return g.values[index].at(0, {0}, g.parameters, name)[0].number();
   };
   both.set("lr", 0.5);
   EXPECT_EQ(value(0, "lr"), 0.5);
@@ -700,14 +705,14 @@ TEST(GradientTransform, clip_by_norm_agrees_with_torch) {
       if (gradients[i].defined()) parameters[i].mutable_grad() = gradients[i].clone();
     }
     torch::nn::utils::clip_grad_norm_(parameters, max_norm);
-    const auto clipped = clip_by_norm(max_norm)(gradients, 0);
+    const auto clipped = clip_by_norm(max_norm)(gradients, {}, 0);
     EXPECT_FALSE(clipped[1].defined());
     expect_near(clipped[0], parameters[0].grad(), 1e-14);
     expect_near(clipped[2], parameters[2].grad(), 1e-14);
 
     const auto inputs = requires_grad({gradients[0], gradients[2]});
     const auto function = [&](const TensorList& in) {
-      const auto out = clip_by_norm(max_norm)({in[0], at::Tensor(), in[1]}, 0);
+      const auto out = clip_by_norm(max_norm)({in[0], at::Tensor(), in[1]}, {}, 0);
       return (out[0] * values({3, 2}, 3)).sum() + (out[2] * values({4}, 4)).sum();
     };
     const auto first = gimli::gradcheck(function, inputs), second = gimli::gradgradcheck(function, inputs);
@@ -717,9 +722,9 @@ TEST(GradientTransform, clip_by_norm_agrees_with_torch) {
 }
 
 TEST(GradientTransform, clip_by_norm_of_nothing) {
-  EXPECT_FALSE(clip_by_norm(1)({at::Tensor()}, 0)[0].defined());
+  EXPECT_FALSE(clip_by_norm(1)({at::Tensor()}, {}, 0)[0].defined());
   const auto zero = at::zeros({2}, at::kDouble).requires_grad_();
-  const auto clipped = clip_by_norm(1)({zero}, 0)[0];
+  const auto clipped = clip_by_norm(1)({zero}, {}, 0)[0];
   clipped.sum().backward();
   EXPECT_TRUE(at::equal(clipped, zero));
   EXPECT_TRUE(at::equal(zero.grad(), at::ones({2}, at::kDouble)));
@@ -728,14 +733,14 @@ TEST(GradientTransform, clip_by_norm_of_nothing) {
 
 TEST(GradientTransform, clip_by_value_and_stop_gradient) {
   const auto g = at::tensor({-2.0, -0.25, 0.5, 3.0}, at::kDouble).requires_grad_();
-  const auto clipped = clip_by_value(1)({g, at::Tensor()}, 0);
+  const auto clipped = clip_by_value(1)({g, at::Tensor()}, {}, 0);
   EXPECT_TRUE(at::equal(clipped[0], at::tensor({-1.0, -0.25, 0.5, 1.0}, at::kDouble)));
   EXPECT_FALSE(clipped[1].defined());
   clipped[0].sum().backward();
   EXPECT_TRUE(at::equal(g.grad(), at::tensor({0.0, 1.0, 1.0, 0.0}, at::kDouble)));
   expect_error([] { clip_by_value(-1); }, "clip_by_value: expected a maximal value above 0, got -1");
 
-  const auto stopped = stop_gradient()({g, at::Tensor()}, 0);
+  const auto stopped = stop_gradient()({g, at::Tensor()}, {}, 0);
   EXPECT_FALSE(stopped[0].requires_grad());
   EXPECT_TRUE(at::equal(stopped[0], g));
   EXPECT_FALSE(stopped[1].defined());
@@ -794,10 +799,10 @@ class FadingRule final : public UpdateRule {
   FadingRule(double lr, double factor) : lr_(lr), factor_(factor) {}
 
   std::string name() const override { return "Fading"; }
-  std::vector<NamedValue> hyperparameters() const override { return {{"lr", lr_}}; }
+  std::vector<HyperparameterSpec> hyperparameters() const override { return {{"lr", lr_, Domain::positive}}; }
   ParameterState init(const at::Tensor&) const override { return {}; }
-  Update update(const at::Tensor& theta, const at::Tensor& gradient, const ParameterState& state,
-                const Values& hyperparameters) const override {
+  Iterate update(const at::Tensor& theta, const at::Tensor& gradient, const ParameterState& state,
+                 const Values& hyperparameters) const override {
     const auto rate = hyperparameters[0] * factor_ / static_cast<double>(state.step + 1);
     return {add_scaled(theta, -rate, gradient), {state.step + 1, {}}};
   }

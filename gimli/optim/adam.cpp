@@ -5,12 +5,12 @@
 namespace gimli::optim {
 namespace {
 
-std::vector<NamedValue> adam_hyperparameters(const AdamOptions& options) {
-  return {{"lr", options.lr()},
-          {"beta1", std::get<0>(options.betas())},
-          {"beta2", std::get<1>(options.betas())},
-          {"eps", options.eps()},
-          {"weight_decay", options.weight_decay()}};
+std::vector<HyperparameterSpec> adam_hyperparameters(const AdamOptions& options) {
+  return {{"lr", options.lr(), Domain::positive},
+          {"beta1", std::get<0>(options.betas()), Domain::unit},
+          {"beta2", std::get<1>(options.betas()), Domain::unit},
+          {"eps", options.eps(), Domain::positive},
+          {"weight_decay", options.weight_decay(), Domain::positive}};
 }
 
 ParameterState adam_init(const AdamOptions& options, const at::Tensor& parameter) {
@@ -22,8 +22,8 @@ ParameterState adam_init(const AdamOptions& options, const at::Tensor& parameter
 }
 
 // The lines that Adam and AdamW share: everything after the weight decay.
-UpdateRule::Update adam_update(const at::Tensor& theta, const at::Tensor& g, const ParameterState& state, bool amsgrad,
-                               const Value& lr, const Value& beta1, const Value& beta2, const Value& eps) {
+Iterate adam_update(const at::Tensor& theta, const at::Tensor& g, const ParameterState& state, bool amsgrad,
+                    const Value& lr, const Value& beta1, const Value& beta2, const Value& eps) {
   const int64_t t = state.step + 1;
 
   const auto m = moving_average(beta1, state.slots[0], g);
@@ -39,22 +39,22 @@ UpdateRule::Update adam_update(const at::Tensor& theta, const at::Tensor& g, con
 
 }  // namespace
 
-std::vector<NamedValue> Adam::hyperparameters() const { return adam_hyperparameters(options_); }
-std::vector<NamedValue> AdamW::hyperparameters() const { return adam_hyperparameters(options_); }
+std::vector<HyperparameterSpec> Adam::hyperparameters() const { return adam_hyperparameters(options_); }
+std::vector<HyperparameterSpec> AdamW::hyperparameters() const { return adam_hyperparameters(options_); }
 
 ParameterState Adam::init(const at::Tensor& parameter) const { return adam_init(options_, parameter); }
 ParameterState AdamW::init(const at::Tensor& parameter) const { return adam_init(options_, parameter); }
 
-UpdateRule::Update Adam::update(const at::Tensor& theta, const at::Tensor& gradient, const ParameterState& state,
-                                const Values& hyperparameters) const {
+Iterate Adam::update(const at::Tensor& theta, const at::Tensor& gradient, const ParameterState& state,
+                     const Values& hyperparameters) const {
   const auto [lr, beta1, beta2, eps, weight_decay] = unpack<5>(hyperparameters);
   auto g = options_.maximize() ? -gradient : gradient;
   if (!weight_decay.is_off()) g = add_scaled(g, weight_decay, theta);
   return adam_update(theta, g, state, options_.amsgrad(), lr, beta1, beta2, eps);
 }
 
-UpdateRule::Update AdamW::update(const at::Tensor& theta, const at::Tensor& gradient, const ParameterState& state,
-                                 const Values& hyperparameters) const {
+Iterate AdamW::update(const at::Tensor& theta, const at::Tensor& gradient, const ParameterState& state,
+                      const Values& hyperparameters) const {
   const auto [lr, beta1, beta2, eps, weight_decay] = unpack<5>(hyperparameters);
   const auto g = options_.maximize() ? -gradient : gradient;
   const auto decayed = weight_decay.is_off() ? theta : scale(1 - lr * weight_decay, theta);

@@ -33,10 +33,10 @@ class Adam final : public UpdateRule {
   explicit Adam(AdamOptions options = {}) : options_(options) {}
 
   std::string name() const override { return "Adam"; }
-  std::vector<NamedValue> hyperparameters() const override;
+  std::vector<HyperparameterSpec> hyperparameters() const override;
   ParameterState init(const at::Tensor& parameter) const override;
-  Update update(const at::Tensor& parameter, const at::Tensor& gradient, const ParameterState& state,
-                const Values& hyperparameters) const override;
+  Iterate update(const at::Tensor& parameter, const at::Tensor& gradient, const ParameterState& state,
+                 const Values& hyperparameters) const override;
 
  private:
   AdamOptions options_;
@@ -49,10 +49,10 @@ class AdamW final : public UpdateRule {
   explicit AdamW(AdamOptions options = AdamOptions().weight_decay(1e-2)) : options_(options) {}
 
   std::string name() const override { return "AdamW"; }
-  std::vector<NamedValue> hyperparameters() const override;
+  std::vector<HyperparameterSpec> hyperparameters() const override;
   ParameterState init(const at::Tensor& parameter) const override;
-  Update update(const at::Tensor& parameter, const at::Tensor& gradient, const ParameterState& state,
-                const Values& hyperparameters) const override;
+  Iterate update(const at::Tensor& parameter, const at::Tensor& gradient, const ParameterState& state,
+                 const Values& hyperparameters) const override;
 
  private:
   AdamOptions options_;

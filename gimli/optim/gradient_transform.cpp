@@ -19,7 +19,7 @@ TensorList map_defined(TensorList list, Function function) {
 
 GradientTransform clip_by_norm(double max_norm) {
   TORCH_CHECK(max_norm > 0, "clip_by_norm: expected a maximal norm above 0, got ", max_norm);
-  return [max_norm](TensorList gradients, int64_t) {
+  return [max_norm](TensorList gradients, const TensorList&, int64_t) {
     at::Tensor sum_of_squares;
     for (const auto& g : gradients) {
       if (!g.defined()) continue;
@@ -34,13 +34,13 @@ GradientTransform clip_by_norm(double max_norm) {
 
 GradientTransform clip_by_value(double max_value) {
   TORCH_CHECK(max_value > 0, "clip_by_value: expected a maximal value above 0, got ", max_value);
-  return [max_value](TensorList gradients, int64_t) {
+  return [max_value](TensorList gradients, const TensorList&, int64_t) {
     return map_defined(std::move(gradients), [&](const at::Tensor& g) { return g.clamp(-max_value, max_value); });
   };
 }
 
 GradientTransform stop_gradient() {
-  return [](TensorList gradients, int64_t) {
+  return [](TensorList gradients, const TensorList&, int64_t) {
     return map_defined(std::move(gradients), [](const at::Tensor& g) { return g.detach(); });
   };
 }

@@ -8,8 +8,8 @@
 namespace gimli::optim {
 
 /// What happens to the gradients of a step before the optimizer sees them; an undefined gradient belongs to an unused
-/// parameter and stays undefined. Differentiated through like the rest of the step.
-using GradientTransform = std::function<TensorList(TensorList gradients, int64_t step)>;
+/// parameter and stays undefined. `parameters` are the fast weights. Differentiated through like the rest of the step.
+using GradientTransform = std::function<TensorList(TensorList gradients, const TensorList& parameters, int64_t step)>;
 
 /// Scales all gradients by min(1, max_norm / (norm + 1e-6)), where norm is the 2-norm of all of them together, as
 /// torch.nn.utils.clip_grad_norm_ does.

@@ -18,6 +18,14 @@ Value combine(const Value& a, const Value& b, Operation operation) {
   return operation(a.tensor(), b.tensor());
 }
 
+Value fitting(const at::Tensor& tensor, const at::Tensor& parameter, const std::string& name) {
+  TORCH_CHECK(tensor.defined() && tensor.is_floating_point() && at::is_expandable_to(tensor.sizes(), parameter.sizes()),
+              "hyperparameter '", name, "': expected a floating-point tensor that expands to the shape ",
+              parameter.sizes(), " of its parameter, got ",
+              tensor.defined() ? c10::str(tensor.scalar_type(), " of shape ", tensor.sizes()) : "an undefined tensor");
+  return tensor.to(tensor.dim() == 0 ? at::kDouble : parameter.scalar_type());
+}
+
 class Root final : public torch::autograd::Function<Root> {
  public:
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x) {
@@ -68,26 +76,36 @@ at::Tensor add_scaled_ratio(const at::Tensor& x, const Value& a, const at::Tenso
 }
 
 at::Tensor moving_average(const Value& beta, const at::Tensor& x, const at::Tensor& y) {
-  return beta.is_number() ? at::lerp(x, y, 1 - beta.number()) : at::lerp(x, y, 1 - beta.tensor());
+  return beta.is_number() ? at::lerp(x, y, 1 - beta.number()) : at::lerp(x, y, (1 - beta.tensor()).to(x.scalar_type()));
 }
 
 at::Tensor root(const at::Tensor& x) { return Root::apply(x); }
 
-Value Hyperparameter::at(int64_t step, size_t index, const at::Tensor& parameter, const std::string& name) const {
+Values Hyperparameter::at(int64_t step, const std::vector<size_t>& indices, const TensorList& parameters,
+                          const std::string& name) const {
   if (const auto* schedule = std::get_if<std::function<Hyperparameter(int64_t)>>(&value_)) {
-    return (*schedule)(step).at(step, index, parameter, name);
+    return (*schedule)(step).at(step, indices, parameters, name);
   }
-  const auto* list = std::get_if<TensorList>(&value_);
-  TORCH_CHECK(!list || index < list->size(), "hyperparameter '", name, "': got ", list ? list->size() : 0,
-              " tensors, expected one for each parameter of the group");
-  const Value value = list ? Value((*list)[index]) : std::get<Value>(value_);
-  if (value.is_number()) return value;
-  const auto& tensor = value.tensor();
-  TORCH_CHECK(tensor.defined() && tensor.is_floating_point() && at::is_expandable_to(tensor.sizes(), parameter.sizes()),
-              "hyperparameter '", name, "': expected a floating-point tensor that expands to the shape ",
-              parameter.sizes(), " of its parameter, got ",
-              tensor.defined() ? c10::str(tensor.scalar_type(), " of shape ", tensor.sizes()) : "an undefined tensor");
-  return tensor.to(parameter.scalar_type());
+  Values values;
+  values.reserve(indices.size());
+  if (const auto* list = std::get_if<TensorList>(&value_)) {
+    for (size_t i = 0; i < indices.size(); ++i) {
+      TORCH_CHECK(indices[i] < list->size(), "hyperparameter '", name, "': got ", list->size(),
+                  " tensors, expected one for each parameter of the group");
+      values.push_back(fitting((*list)[indices[i]], parameters[i], name));
+    }
+    return values;
+  }
+  const auto& value = std::get<Value>(value_);
+  const bool shared = value.is_number() || (value.tensor().defined() && value.tensor().dim() == 0);
+  for (const auto& parameter : parameters) {
+    if (shared && !values.empty()) {
+      values.push_back(values[0]);
+    } else {
+      values.push_back(value.is_number() ? value : fitting(value.tensor(), parameter, name));
+    }
+  }
+  return values;
 }
 
 bool Hyperparameter::is_computed() const {

@@ -16,7 +16,8 @@ namespace gimli::optim {
 /// A continuous hyperparameter as one update of one parameter sees it: a number, or a tensor to be differentiated.
 ///
 /// Arithmetic between numbers stays arithmetic on doubles, exactly as torch.optim does it. The tensor is 0-dimensional
-/// or expands to the parameter's shape, and has the parameter's dtype.
+/// and float64 whatever the parameter's dtype is, so that 1 - beta^t loses no digits, or expands to the parameter's
+/// shape and has its dtype.
 class Value final {
  public:
   Value(double number = 0) : value_(number) {}
@@ -58,6 +59,8 @@ at::Tensor moving_average(const Value& beta, const at::Tensor& x, const at::Tens
 /// any order.
 at::Tensor root(const at::Tensor& x);
 
+using Values = std::vector<Value>;
+
 /// What a parameter group holds for one hyperparameter: the same for all its tensors, one for each, and either of these
 /// for each step.
 class Hyperparameter final {
@@ -74,8 +77,10 @@ class Hyperparameter final {
   requires std::is_invocable_v<Schedule, int64_t> Hyperparameter(Schedule schedule)
       : value_(std::function<Hyperparameter(int64_t)>(std::move(schedule))) {}
 
-  /// The value for the `index`-th of the group's parameters at `step`; `name` is used in errors.
-  Value at(int64_t step, size_t index, const at::Tensor& parameter, const std::string& name) const;
+  /// The values at `step` for those of the group's parameters that `indices` names, whose values `parameters` are now;
+  /// `name` is used in errors. What is the same for all of them is one tensor.
+  Values at(int64_t step, const std::vector<size_t>& indices, const TensorList& parameters,
+            const std::string& name) const;
 
   /// Whether it holds the result of an operator, and not a function or tensors that are leaves.
   bool is_computed() const;
@@ -87,10 +92,7 @@ class Hyperparameter final {
   std::variant<Value, TensorList, std::function<Hyperparameter(int64_t)>> value_;
 };
 
-/// The values of all hyperparameters of a rule, in the order of its names.
-using Values = std::vector<Value>;
-
-/// For `const auto [lr, momentum] = unpack<2>(values);`.
+/// The values of a rule's hyperparameters, for `const auto [lr, momentum] = unpack<2>(values);`.
 template <size_t N>
 std::array<Value, N> unpack(const Values& values) {
   TORCH_INTERNAL_ASSERT(values.size() == N);

@@ -14,12 +14,22 @@ ParameterState detached_copy(ParameterState state) {
 
 }  // namespace
 
+void UpdateRule::update_all(std::vector<Iterate>& iterates, const TensorList& gradients,
+                            const std::vector<Values>& hyperparameters) const {
+  auto next = iterates;
+  for (size_t i = 0; i < iterates.size(); ++i) {
+    if (!gradients[i].defined()) continue;
+    next[i] = update(iterates[i].parameter, gradients[i], iterates[i].state, hyperparameters[i]);
+  }
+  iterates = std::move(next);
+}
+
 ParameterGroup::ParameterGroup(std::shared_ptr<const UpdateRule> update_rule, TensorList group_parameters)
     : rule(std::move(update_rule)), parameters(std::move(group_parameters)) {
   for (const auto& parameter : parameters) states.push_back(rule->init(parameter));
-  for (auto& [name, value] : rule->hyperparameters()) {
-    names.push_back(std::move(name));
-    values.emplace_back(value);
+  for (auto& spec : rule->hyperparameters()) {
+    names.push_back(std::move(spec.name));
+    values.emplace_back(spec.value);
   }
 }
 
@@ -35,12 +45,14 @@ void ParameterGroup::set(const std::string& name, Hyperparameter value) {
   values[found - names.begin()] = std::move(value);
 }
 
-UpdateRule::Update ParameterGroup::update(size_t index, int64_t step, const at::Tensor& value,
-                                          const at::Tensor& gradient, const ParameterState& state) const {
-  Values now;
-  now.reserve(values.size());
-  for (size_t i = 0; i < values.size(); ++i) now.push_back(values[i].at(step, index, value, names[i]));
-  return rule->update(value, gradient, state, now);
+std::vector<Values> ParameterGroup::values_at(int64_t step, const std::vector<size_t>& indices,
+                                              const TensorList& parameters) const {
+  std::vector<Values> result(indices.size());
+  for (size_t h = 0; h < values.size(); ++h) {
+    const auto each = values[h].at(step, indices, parameters, names[h]);
+    for (size_t i = 0; i < indices.size(); ++i) result[i].push_back(each[i]);
+  }
+  return result;
 }
 
 Optimizer::Optimizer(const torch::optim::Optimizer& optimizer) {

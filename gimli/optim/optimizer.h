@@ -15,15 +15,29 @@ struct ParameterState {
   TensorList slots;  ///< e.g. the moments, in the rule's order; undefined where there is none yet
 };
 
-/// A hyperparameter's name and the value it has unless a group says otherwise.
-struct NamedValue {
+/// One parameter in the course of its updates.
+struct Iterate {
+  at::Tensor parameter;
+  ParameterState state;
+};
+
+/// Where a hyperparameter makes sense.
+enum class Domain {
+  real,      ///< anywhere
+  positive,  ///< above 0
+  unit       ///< between 0 and 1
+};
+
+/// A continuous hyperparameter: its name, and the value it has unless a group says otherwise.
+struct HyperparameterSpec {
   std::string name;
   double value;
+  Domain domain;
 };
 
 /// A differentiable optimizer: a pure function from a parameter, its gradient, its state and the hyperparameters to the
-/// new parameter and state (opt_t in equation 2 of the paper). Nothing happens in place and nothing is hidden, so
-/// autograd differentiates the update with respect to every one of them. Thread-safe, since it is immutable.
+/// new parameter and state (opt_t in equation 2 of the paper). Nothing is hidden, so autograd differentiates the update
+/// with respect to every one of them. Thread-safe, since it is immutable.
 class UpdateRule {
  public:
   virtual ~UpdateRule() = default;
@@ -31,17 +45,21 @@ class UpdateRule {
   virtual std::string name() const = 0;
 
   /// The continuous hyperparameters, in the order in which update() takes them.
-  virtual std::vector<NamedValue> hyperparameters() const = 0;
+  virtual std::vector<HyperparameterSpec> hyperparameters() const = 0;
 
   /// The state of a parameter before its first update.
   virtual ParameterState init(const at::Tensor& parameter) const = 0;
 
-  struct Update {
-    at::Tensor parameter;
-    ParameterState state;
-  };
-  virtual Update update(const at::Tensor& parameter, const at::Tensor& gradient, const ParameterState& state,
-                        const Values& hyperparameters) const = 0;
+  virtual Iterate update(const at::Tensor& parameter, const at::Tensor& gradient, const ParameterState& state,
+                         const Values& hyperparameters) const = 0;
+
+  /// Updates several parameters of a group, each by `update`, unless a rule knows a faster way or sees them as one
+  /// vector. An undefined gradient leaves its iterate as it is. `hyperparameters` has the values for each parameter.
+  ///
+  /// Tensors that nothing but `iterates` holds may be overwritten when no graph is recorded; all others never. If it
+  /// throws, `iterates` are what they were.
+  virtual void update_all(std::vector<Iterate>& iterates, const TensorList& gradients,
+                          const std::vector<Values>& hyperparameters) const;
 };
 
 /// Parameters that share a rule and its hyperparameters.
@@ -51,9 +69,9 @@ struct ParameterGroup {
   bool has(const std::string& name) const;
   void set(const std::string& name, Hyperparameter value);
 
-  /// The update of the group's `index`-th parameter, whose value is now `value`, at `step` of the inner loop.
-  UpdateRule::Update update(size_t index, int64_t step, const at::Tensor& value, const at::Tensor& gradient,
-                            const ParameterState& state) const;
+  /// The hyperparameters at `step` of an inner loop for each of those parameters that `indices` names, whose values are
+  /// now `parameters`.
+  std::vector<Values> values_at(int64_t step, const std::vector<size_t>& indices, const TensorList& parameters) const;
 
   std::shared_ptr<const UpdateRule> rule;
   TensorList parameters;               ///< the model's own tensors

@@ -8,17 +8,17 @@ SGD::SGD(SGDOptions options) : options_(options) {
               " and dampening ", options.dampening());
 }
 
-std::vector<NamedValue> SGD::hyperparameters() const {
-  return {{"lr", options_.lr()},
-          {"momentum", options_.momentum()},
-          {"dampening", options_.dampening()},
-          {"weight_decay", options_.weight_decay()}};
+std::vector<HyperparameterSpec> SGD::hyperparameters() const {
+  return {{"lr", options_.lr(), Domain::positive},
+          {"momentum", options_.momentum(), Domain::unit},
+          {"dampening", options_.dampening(), Domain::real},
+          {"weight_decay", options_.weight_decay(), Domain::positive}};
 }
 
 ParameterState SGD::init(const at::Tensor&) const { return {0, {at::Tensor()}}; }
 
-UpdateRule::Update SGD::update(const at::Tensor& theta, const at::Tensor& gradient, const ParameterState& state,
-                               const Values& hyperparameters) const {
+Iterate SGD::update(const at::Tensor& theta, const at::Tensor& gradient, const ParameterState& state,
+                    const Values& hyperparameters) const {
   const auto [lr, momentum, dampening, weight_decay] = unpack<4>(hyperparameters);
   auto g = options_.maximize() ? -gradient : gradient;
   auto b = state.slots[0];

@@ -30,10 +30,10 @@ class SGD final : public UpdateRule {
   explicit SGD(SGDOptions options);
 
   std::string name() const override { return "SGD"; }
-  std::vector<NamedValue> hyperparameters() const override;
+  std::vector<HyperparameterSpec> hyperparameters() const override;
   ParameterState init(const at::Tensor& parameter) const override;
-  Update update(const at::Tensor& parameter, const at::Tensor& gradient, const ParameterState& state,
-                const Values& hyperparameters) const override;
+  Iterate update(const at::Tensor& parameter, const at::Tensor& gradient, const ParameterState& state,
+                 const Values& hyperparameters) const override;
 
  private:
   SGDOptions options_;

@@ -8,7 +8,7 @@
 
 #include "gimli/inner_loop.h"
 #include "gimli/nn/mlp.h"
-#include "gimli/optim/sgd.h"
+#include "gimli/optim/rules/sgd.h"
 
 namespace gimli {
 namespace {

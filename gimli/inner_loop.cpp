@@ -216,8 +216,13 @@ void InnerLoop::copy_state_to(torch::optim::Optimizer& optimizer) const {
     if (adapts(i)) adapted[parameters[i].unsafeGetTensorImpl()] = i;
   }
   const auto translation = optim::translation_of(optimizer);
-  std::vector<size_t> held;
+  struct Held {
+    std::vector<optim::ParameterState> states;
+    TensorList parameters;
+  };
+  std::vector<Held> groups;
   for (const auto& group : optimizer.param_groups()) {
+    auto& held = groups.emplace_back();
     for (const auto& parameter : group.params()) {
       const auto found = adapted.find(parameter.unsafeGetTensorImpl());
       if (found == adapted.end()) continue;
@@ -226,12 +231,12 @@ void InnerLoop::copy_state_to(torch::optim::Optimizer& optimizer) const {
       TORCH_CHECK(held_by == adapted_by, "InnerLoop::copy_state_to: parameter '",
                   setup_->model.parameters.names[found->second], "' was adapted by ", adapted_by,
                   ", whose state cannot be copied into ", held_by);
-      held.push_back(found->second);
+      if (state_.optimizer[found->second].step == 0) continue;
+      held.states.push_back(state_.optimizer[found->second]);
+      held.parameters.push_back(parameter);
     }
   }
-  for (const auto i : held) {
-    if (state_.optimizer[i].step > 0) optim::copy_state(state_.optimizer[i], parameters[i], optimizer);
-  }
+  for (auto& held : groups) optim::copy_states(std::move(held.states), held.parameters, optimizer);
 }
 
 const at::Tensor& checked_loss(const at::Tensor& loss, const std::string& what) {

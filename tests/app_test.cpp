@@ -25,7 +25,7 @@
 #include "app/trainer.h"
 #include "gimli/data/sinusoid.h"
 #include "gimli/nn/mlp.h"
-#include "gimli/optim/sgd.h"
+#include "gimli/optim/rules/sgd.h"
 
 extern char** environ;
 

@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
-#include "gimli/optim/sgd.h"
+#include "gimli/optim/rules/sgd.h"
 
 namespace {
 

@@ -8,8 +8,8 @@
 
 #include "expect.h"
 #include "gimli/gradcheck.h"
-#include "gimli/optim/adam.h"
-#include "gimli/optim/sgd.h"
+#include "gimli/optim/rules/adam.h"
+#include "gimli/optim/rules/sgd.h"
 
 namespace gimli {
 namespace {
@@ -226,8 +226,11 @@ TEST_F(HypergradientTest, MetaParametersThatAreNotReachedAreRefused) {
   EXPECT_TRUE(torch::equal(hypergradient(problem(), {lr, unused}, tasks).gradients[1], torch::zeros({2, 2}, f64)));
 
   const auto copy = lr.detach().clone().requires_grad_();
-  expect_error([&] { hypergradient(problem(), {weights, copy}, tasks); },
-               "the outer loss does not depend on meta-parameter 1 (shape []) as Unroll() differentiates it");
+  expect_error(
+      [&] {
+        hypergradient(problem(), {weights, copy}, tasks);
+      },
+      "the outer loss does not depend on meta-parameter 1 (shape []) as Unroll() differentiates it");
   expect_error([&] { hypergradient(problem(), {weights}, tasks, Unroll::first_order()); },
                "does not depend on meta-parameter 0 (shape [6]) as Unroll::first_order() differentiates it");
   const auto start = hypergradient(problem().keep_final_states(true), {lr}, tasks).final_states[0];

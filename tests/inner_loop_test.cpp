@@ -4,7 +4,7 @@
 #include <torch/torch.h>
 
 #include "expect.h"
-#include "gimli/optim/sgd.h"
+#include "gimli/optim/rules/sgd.h"
 #include "memory_meter.h"
 
 namespace gimli {

@@ -1,7 +1,7 @@
 #include "app/experiments/maml.h"
 
-#include "gimli/optim/adam.h"
-#include "gimli/optim/sgd.h"
+#include "gimli/optim/rules/adam.h"
+#include "gimli/optim/rules/sgd.h"
 
 namespace gimli::app {
 namespace {

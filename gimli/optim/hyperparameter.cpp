@@ -61,6 +61,24 @@ Value pow(const Value& base, int64_t exponent) {
   if (base.is_number()) return std::pow(base.number(), static_cast<double>(exponent));
   return base.tensor().pow(exponent);
 }
+Value pow(const Value& base, const Value& exponent) {
+  return combine(base, exponent, [](const auto& x, const auto& y) -> Value {
+    using std::pow;
+    return pow(x, y);
+  });
+}
+Value maximum(const Value& a, const Value& b) {
+  return combine(a, b, [](const auto& x, const auto& y) -> Value {
+    using std::max, at::max;
+    return max(x, y);
+  });
+}
+Value minimum(const Value& a, const Value& b) {
+  return combine(a, b, [](const auto& x, const auto& y) -> Value {
+    using std::min, at::min;
+    return min(x, y);
+  });
+}
 Value sqrt(const Value& a) { return a.is_number() ? Value(std::sqrt(a.number())) : Value(a.tensor().sqrt()); }
 
 at::Tensor scale(const Value& a, const at::Tensor& x) { return a.is_number() ? x * a.number() : x * a.tensor(); }
@@ -77,6 +95,15 @@ at::Tensor add_scaled_ratio(const at::Tensor& x, const Value& a, const at::Tenso
 
 at::Tensor moving_average(const Value& beta, const at::Tensor& x, const at::Tensor& y) {
   return beta.is_number() ? at::lerp(x, y, 1 - beta.number()) : at::lerp(x, y, (1 - beta.tensor()).to(x.scalar_type()));
+}
+
+at::Tensor as_tensor(const Value& a, const at::Tensor& x) {
+  return a.is_number() ? at::scalar_tensor(a.number(), x.options().dtype(at::kDouble)) : a.tensor();
+}
+
+void check_scalar(const Value& a, const char* of) {
+  TORCH_CHECK(a.is_number() || a.tensor().dim() == 0, of, ": expected one value a tensor, got one of shape ",
+              a.tensor().sizes());
 }
 
 at::Tensor root(const at::Tensor& x) { return Root::apply(x); }
@@ -106,6 +133,11 @@ Values Hyperparameter::at(int64_t step, const std::vector<size_t>& indices, cons
     }
   }
   return values;
+}
+
+bool Hyperparameter::is_number() const {
+  const auto* value = std::get_if<Value>(&value_);
+  return value && value->is_number();
 }
 
 bool Hyperparameter::is_computed() const {

@@ -41,7 +41,10 @@ Value operator*(const Value& a, const Value& b);
 Value operator/(const Value& a, const Value& b);
 Value operator-(const Value& a);
 Value pow(const Value& base, int64_t exponent);
+Value pow(const Value& base, const Value& exponent);
 Value sqrt(const Value& a);
+Value maximum(const Value& a, const Value& b);
+Value minimum(const Value& a, const Value& b);
 
 /// a x, x / a and x + a.
 at::Tensor scale(const Value& a, const at::Tensor& x);
@@ -53,6 +56,12 @@ at::Tensor add_scaled(const at::Tensor& x, const Value& a, const at::Tensor& y);
 at::Tensor add_scaled_ratio(const at::Tensor& x, const Value& a, const at::Tensor& y, const at::Tensor& z);
 /// beta x + (1 - beta) y, in one operator.
 at::Tensor moving_average(const Value& beta, const at::Tensor& x, const at::Tensor& y);
+
+/// a as a tensor that goes with x: 0-dimensional if it is a number.
+at::Tensor as_tensor(const Value& a, const at::Tensor& x);
+
+/// Refuses a hyperparameter given per element where a rule needs one value a tensor; `of` names the two in the error.
+void check_scalar(const Value& a, const char* of);
 
 /// The square root with derivative 0 at 0, where the plain one has none: a unit that is dead from the first step on has
 /// a second moment of exactly 0, and its update, proportional to m / (sqrt(v) + eps), is differentiable there. Right to
@@ -81,6 +90,9 @@ class Hyperparameter final {
   /// `name` is used in errors. What is the same for all of them is one tensor.
   Values at(int64_t step, const std::vector<size_t>& indices, const TensorList& parameters,
             const std::string& name) const;
+
+  bool is_number() const;
+  double number() const { return std::get<Value>(value_).number(); }
 
   /// Whether it holds the result of an operator, and not a function or tensors that are leaves.
   bool is_computed() const;

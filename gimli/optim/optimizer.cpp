@@ -1,5 +1,7 @@
 #include "gimli/optim/optimizer.h"
 
+#include <ATen/ATen.h>
+
 #include "gimli/optim/registry.h"
 
 namespace gimli::optim {
@@ -24,6 +26,24 @@ void UpdateRule::update_all(std::vector<Iterate>& iterates, const TensorList& gr
   iterates = std::move(next);
 }
 
+TensorList zeros(const at::Tensor& parameter, int64_t count) {
+  TensorList slots;
+  for (int64_t i = 0; i < count; ++i)
+    slots.push_back(at::zeros_like(parameter, at::TensorOptions().requires_grad(false)));
+  return slots;
+}
+
+at::Tensor descent(const at::Tensor& gradient, bool maximize) { return maximize ? -gradient : gradient; }
+
+at::Tensor descent(const at::Tensor& gradient, bool maximize, const Value& weight_decay, const at::Tensor& theta) {
+  const auto g = descent(gradient, maximize);
+  return weight_decay.is_off() ? g : add_scaled(g, weight_decay, theta);
+}
+
+at::Tensor decayed(const at::Tensor& theta, const Value& lr, const Value& weight_decay) {
+  return weight_decay.is_off() ? theta : scale(1 - lr * weight_decay, theta);
+}
+
 ParameterGroup::ParameterGroup(std::shared_ptr<const UpdateRule> update_rule, TensorList group_parameters)
     : rule(std::move(update_rule)), parameters(std::move(group_parameters)) {
   for (const auto& parameter : parameters) states.push_back(rule->init(parameter));
@@ -37,12 +57,22 @@ bool ParameterGroup::has(const std::string& name) const {
   return std::find(names.begin(), names.end(), name) != names.end();
 }
 
-void ParameterGroup::set(const std::string& name, Hyperparameter value) {
+size_t ParameterGroup::position_of(const std::string& name) const {
   const auto found = std::find(names.begin(), names.end(), name);
-  TORCH_CHECK(found != names.end(), "Optimizer::set: ", rule->name(), " has no hyperparameter '", name,
+  TORCH_CHECK(found != names.end(), "Optimizer: ", rule->name(), " has no hyperparameter '", name,
               "'; it has: ", c10::Join(", ", names));
+  return found - names.begin();
+}
+
+HyperparameterSpec ParameterGroup::spec(const std::string& name) const {
+  return rule->hyperparameters()[position_of(name)];
+}
+
+const Hyperparameter& ParameterGroup::value(const std::string& name) const { return values[position_of(name)]; }
+
+void ParameterGroup::set(const std::string& name, Hyperparameter value) {
   value.check(parameters.size(), name);
-  values[found - names.begin()] = std::move(value);
+  values[position_of(name)] = std::move(value);
 }
 
 std::vector<Values> ParameterGroup::values_at(int64_t step, const std::vector<size_t>& indices,
@@ -59,10 +89,9 @@ Optimizer::Optimizer(const torch::optim::Optimizer& optimizer) {
   const auto translation = translation_of(optimizer);
   for (const auto& from : optimizer.param_groups()) {
     auto& group = groups_.emplace_back(translation.rule(from.options()), from.params());
-    for (size_t i = 0; i < group.parameters.size(); ++i) {
-      if (const auto* state = find_state(optimizer, group.parameters[i])) {
-        group.states[i] = detached_copy(translation.read(*state));
-      }
+    const auto states = translation.read(optimizer, group.parameters);
+    for (size_t i = 0; i < states.size(); ++i) {
+      if (states[i]) group.states[i] = detached_copy(*states[i]);
     }
   }
 }

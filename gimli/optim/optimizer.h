@@ -62,11 +62,22 @@ class UpdateRule {
                           const std::vector<Values>& hyperparameters) const;
 };
 
+/// What many rules start with. `count` slots of zeros like `parameter`:
+TensorList zeros(const at::Tensor& parameter, int64_t count);
+/// ... the gradient to descend, with its sign turned where the loss is to be maximised:
+at::Tensor descent(const at::Tensor& gradient, bool maximize);
+/// ... and with weight decay as the gradient of an L2 penalty: +-g + weight_decay theta.
+at::Tensor descent(const at::Tensor& gradient, bool maximize, const Value& weight_decay, const at::Tensor& theta);
+/// Or decoupled weight decay (Loshchilov & Hutter 2019): (1 - lr weight_decay) theta.
+at::Tensor decayed(const at::Tensor& theta, const Value& lr, const Value& weight_decay);
+
 /// Parameters that share a rule and its hyperparameters.
 struct ParameterGroup {
   ParameterGroup(std::shared_ptr<const UpdateRule> rule, TensorList parameters);
 
   bool has(const std::string& name) const;
+  HyperparameterSpec spec(const std::string& name) const;
+  const Hyperparameter& value(const std::string& name) const;
   void set(const std::string& name, Hyperparameter value);
 
   /// The hyperparameters at `step` of an inner loop for each of those parameters that `indices` names, whose values are
@@ -76,8 +87,11 @@ struct ParameterGroup {
   std::shared_ptr<const UpdateRule> rule;
   TensorList parameters;               ///< the model's own tensors
   std::vector<ParameterState> states;  ///< of each parameter when an inner loop starts
-  std::vector<std::string> names;      ///< of the hyperparameters
+  std::vector<std::string> names;      ///< of the hyperparameters, in the rule's order
   std::vector<Hyperparameter> values;  ///< likewise
+
+ private:
+  size_t position_of(const std::string& name) const;
 };
 
 /// What an inner loop does with its gradients: parameter groups, each with its rule.

@@ -1,4 +1,4 @@
-#include "gimli/optim/adam.h"
+#include "gimli/optim/rules/adam.h"
 
 #include <ATen/ATen.h>
 
@@ -11,14 +11,6 @@ std::vector<HyperparameterSpec> adam_hyperparameters(const AdamOptions& options)
           {"beta2", std::get<1>(options.betas()), Domain::unit},
           {"eps", options.eps(), Domain::positive},
           {"weight_decay", options.weight_decay(), Domain::positive}};
-}
-
-ParameterState adam_init(const AdamOptions& options, const at::Tensor& parameter) {
-  ParameterState state;
-  for (int slot = 0; slot < (options.amsgrad() ? 3 : 2); ++slot) {
-    state.slots.push_back(at::zeros_like(parameter, at::TensorOptions().requires_grad(false)));
-  }
-  return state;
 }
 
 // The lines that Adam and AdamW share: everything after the weight decay.
@@ -42,23 +34,25 @@ Iterate adam_update(const at::Tensor& theta, const at::Tensor& g, const Paramete
 std::vector<HyperparameterSpec> Adam::hyperparameters() const { return adam_hyperparameters(options_); }
 std::vector<HyperparameterSpec> AdamW::hyperparameters() const { return adam_hyperparameters(options_); }
 
-ParameterState Adam::init(const at::Tensor& parameter) const { return adam_init(options_, parameter); }
-ParameterState AdamW::init(const at::Tensor& parameter) const { return adam_init(options_, parameter); }
+ParameterState Adam::init(const at::Tensor& parameter) const {
+  return {0, zeros(parameter, options_.amsgrad() ? 3 : 2)};
+}
+ParameterState AdamW::init(const at::Tensor& parameter) const {
+  return {0, zeros(parameter, options_.amsgrad() ? 3 : 2)};
+}
 
 Iterate Adam::update(const at::Tensor& theta, const at::Tensor& gradient, const ParameterState& state,
                      const Values& hyperparameters) const {
   const auto [lr, beta1, beta2, eps, weight_decay] = unpack<5>(hyperparameters);
-  auto g = options_.maximize() ? -gradient : gradient;
-  if (!weight_decay.is_off()) g = add_scaled(g, weight_decay, theta);
+  const auto g = descent(gradient, options_.maximize(), weight_decay, theta);
   return adam_update(theta, g, state, options_.amsgrad(), lr, beta1, beta2, eps);
 }
 
 Iterate AdamW::update(const at::Tensor& theta, const at::Tensor& gradient, const ParameterState& state,
                       const Values& hyperparameters) const {
   const auto [lr, beta1, beta2, eps, weight_decay] = unpack<5>(hyperparameters);
-  const auto g = options_.maximize() ? -gradient : gradient;
-  const auto decayed = weight_decay.is_off() ? theta : scale(1 - lr * weight_decay, theta);
-  return adam_update(decayed, g, state, options_.amsgrad(), lr, beta1, beta2, eps);
+  const auto g = descent(gradient, options_.maximize());
+  return adam_update(decayed(theta, lr, weight_decay), g, state, options_.amsgrad(), lr, beta1, beta2, eps);
 }
 
 }  // namespace gimli::optim

@@ -1,4 +1,4 @@
-#include "gimli/optim/sgd.h"
+#include "gimli/optim/rules/sgd.h"
 
 namespace gimli::optim {
 
@@ -20,10 +20,8 @@ ParameterState SGD::init(const at::Tensor&) const { return {0, {at::Tensor()}}; 
 Iterate SGD::update(const at::Tensor& theta, const at::Tensor& gradient, const ParameterState& state,
                     const Values& hyperparameters) const {
   const auto [lr, momentum, dampening, weight_decay] = unpack<4>(hyperparameters);
-  auto g = options_.maximize() ? -gradient : gradient;
+  auto g = descent(gradient, options_.maximize(), weight_decay, theta);
   auto b = state.slots[0];
-
-  if (!weight_decay.is_off()) g = add_scaled(g, weight_decay, theta);
   if (!momentum.is_off()) {
     b = b.defined() ? add_scaled(scale(momentum, b), 1 - dampening, g) : g;
     g = options_.nesterov() ? add_scaled(g, momentum, b) : b;

@@ -4,10 +4,10 @@
 #include "expect.h"
 #include "gimli/gradcheck.h"
 #include "gimli/optim/adam.h"
-#include "gimli/optim/gradient_transform.h"
 #include "gimli/optim/registry.h"
 #include "gimli/optim/sgd.h"
 #include "optim_baselines.h"
+#include "optim_fixture.h"
 
 namespace {
 
@@ -87,85 +87,6 @@ std::string title(const Baseline& row) {
   for (const auto& [name, value] : row.options) text += c10::str(" ", name, " ", value);
   return text;
 }
-
-/// The numbers of optim_baselines.py: odd multiples of 1/32 between -0.75 and 0.75.
-at::Tensor values(at::IntArrayRef sizes, int64_t offset) {
-  const auto i = at::arange(c10::multiply_integers(sizes), at::kDouble);
-  return ((2 * at::remainder(7 * i + 5 * offset, 23) - 23) / 32).reshape(sizes);
-}
-
-/// The same, pushed away from 0, where the derivatives of Adam's first updates are steep.
-at::Tensor far_values(at::IntArrayRef sizes, int64_t offset) {
-  const auto x = values(sizes, offset);
-  return x + 0.5 * x.sign();
-}
-
-void expect_near(const at::Tensor& actual, const at::Tensor& expected, double relative) {
-  ASSERT_EQ(actual.sizes(), expected.sizes());
-  const auto error = (actual - expected).detach().abs().max().item<double>();
-  EXPECT_LE(error, relative * expected.detach().abs().max().item<double>()) << actual << "\nexpected\n" << expected;
-}
-
-/// Parameters and states on their way through an optimizer's updates, outside any inner loop.
-struct Course {
-  explicit Course(Optimizer from) : optimizer(std::move(from)) {
-    for (const auto& group : optimizer.groups()) {
-      for (const auto& parameter : group.parameters) parameters.push_back(parameter.detach().clone());
-      states.insert(states.end(), group.states.begin(), group.states.end());
-    }
-  }
-
-  void update(const TensorList& gradients) {
-    size_t i = 0;
-    for (const auto& group : optimizer.groups()) {
-      std::vector<size_t> indices(group.parameters.size());
-      std::iota(indices.begin(), indices.end(), 0);
-      std::vector<Iterate> iterates;
-      for (const auto index : indices) iterates.push_back({parameters[i + index], states[i + index]});
-      const TensorList now(parameters.begin() + i, parameters.begin() + i + indices.size());
-      group.rule->update_all(iterates, TensorList(gradients.begin() + i, gradients.begin() + i + indices.size()),
-                             group.values_at(step, indices, now));
-      for (auto& [parameter, state] : iterates) {
-        parameters[i] = std::move(parameter);
-        states[i++] = std::move(state);
-      }
-    }
-    ++step;
-  }
-
-  /// All parameters, and slots, as one number.
-  at::Tensor total(bool with_slots = true) const {
-    auto sum = at::zeros({}, at::kDouble);
-    int64_t offset = 0;
-    const auto add = [&](const at::Tensor& x) {
-      if (x.defined()) sum = sum + (x * far_values(x.sizes(), offset++)).sum();
-    };
-    for (const auto& parameter : parameters) add(parameter);
-    for (const auto& state : states) {
-      if (!with_slots) break;
-      for (const auto& slot : state.slots) add(slot);
-    }
-    return sum;
-  }
-
-  Optimizer optimizer;
-  TensorList parameters;
-  std::vector<ParameterState> states;
-  int64_t step = 0;
-};
-
-TensorList requires_grad(TensorList list) {
-  for (auto& tensor : list) tensor = tensor.detach().clone().requires_grad_();
-  return list;
-}
-
-at::Tensor scalar(double value) { return at::scalar_tensor(value, at::kDouble).requires_grad_(); }
-
-/// A model that is nothing but one parameter.
-struct Point : torch::nn::Module {
-  explicit Point(const at::Tensor& value) { theta = register_parameter("theta", value); }
-  at::Tensor theta;
-};
 
 // ---------------------------------------------------------------- values
 
@@ -693,69 +614,6 @@ TEST(Optimizer, sets_all_groups_or_one_and_joins) {
   alone.update({values({3}, 3)});
   EXPECT_TRUE(at::equal(course.parameters[0], a[0] - 0.5 * values({2}, 2)));
   EXPECT_TRUE(at::equal(course.parameters[1], alone.parameters[0]));
-}
-
-// ---------------------------------------------------------------- gradient transforms
-
-TEST(GradientTransform, clip_by_norm_agrees_with_torch) {
-  for (const double max_norm : {0.5, 1.0, 100.0}) {
-    const TensorList gradients{values({3, 2}, 1), at::Tensor(), values({4}, 2)};
-    const auto parameters = requires_grad({values({3, 2}, 0), values({5}, 0), values({4}, 0)});
-    for (size_t i = 0; i < 3; ++i) {
-      if (gradients[i].defined()) parameters[i].mutable_grad() = gradients[i].clone();
-    }
-    torch::nn::utils::clip_grad_norm_(parameters, max_norm);
-    const auto clipped = clip_by_norm(max_norm)(gradients, {}, 0);
-    EXPECT_FALSE(clipped[1].defined());
-    expect_near(clipped[0], parameters[0].grad(), 1e-14);
-    expect_near(clipped[2], parameters[2].grad(), 1e-14);
-
-    const auto inputs = requires_grad({gradients[0], gradients[2]});
-    const auto function = [&](const TensorList& in) {
-      const auto out = clip_by_norm(max_norm)({in[0], at::Tensor(), in[1]}, {}, 0);
-      return (out[0] * values({3, 2}, 3)).sum() + (out[2] * values({4}, 4)).sum();
-    };
-    const auto first = gimli::gradcheck(function, inputs), second = gimli::gradgradcheck(function, inputs);
-    EXPECT_TRUE(first) << first.message;
-    EXPECT_TRUE(second) << second.message;
-  }
-}
-
-TEST(GradientTransform, clip_by_norm_of_nothing) {
-  EXPECT_FALSE(clip_by_norm(1)({at::Tensor()}, {}, 0)[0].defined());
-  const auto zero = at::zeros({2}, at::kDouble).requires_grad_();
-  const auto clipped = clip_by_norm(1)({zero}, {}, 0)[0];
-  clipped.sum().backward();
-  EXPECT_TRUE(at::equal(clipped, zero));
-  EXPECT_TRUE(at::equal(zero.grad(), at::ones({2}, at::kDouble)));
-  expect_error([] { clip_by_norm(0); }, "clip_by_norm: expected a maximal norm above 0, got 0");
-}
-
-TEST(GradientTransform, clip_by_value_and_stop_gradient) {
-  const auto g = at::tensor({-2.0, -0.25, 0.5, 3.0}, at::kDouble).requires_grad_();
-  const auto clipped = clip_by_value(1)({g, at::Tensor()}, {}, 0);
-  EXPECT_TRUE(at::equal(clipped[0], at::tensor({-1.0, -0.25, 0.5, 1.0}, at::kDouble)));
-  EXPECT_FALSE(clipped[1].defined());
-  clipped[0].sum().backward();
-  EXPECT_TRUE(at::equal(g.grad(), at::tensor({0.0, 1.0, 1.0, 0.0}, at::kDouble)));
-  expect_error([] { clip_by_value(-1); }, "clip_by_value: expected a maximal value above 0, got -1");
-
-  const auto stopped = stop_gradient()({g, at::Tensor()}, {}, 0);
-  EXPECT_FALSE(stopped[0].requires_grad());
-  EXPECT_TRUE(at::equal(stopped[0], g));
-  EXPECT_FALSE(stopped[1].defined());
-}
-
-TEST(GradientTransform, stopping_every_gradient_is_first_order) {
-  const auto& row = loop_baselines.back();
-  Loop loop(row);
-  auto meta_parameters = loop.learn_hyperparameters(row.options);
-  for (const auto& weight : loop.net->parameters()) meta_parameters.push_back(weight);
-  const auto expected = gimli::hypergradient(loop.problem(), meta_parameters, {}, gimli::Unroll::first_order());
-  const auto stopped = gimli::hypergradient(loop.problem().gradient_transform(stop_gradient()), meta_parameters);
-  for (size_t i = 0; i < meta_parameters.size(); ++i) {
-    EXPECT_TRUE(at::equal(stopped.gradients[i], expected.gradients[i]));
-  }
 }
 
 // ---------------------------------------------------------------- a third party's optimizer

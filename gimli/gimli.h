@@ -9,6 +9,7 @@
 #include "gimli/optim/hyperparameter.h"
 #include "gimli/optim/optimizer.h"
 #include "gimli/optim/registry.h"
+#include "gimli/optim/schedule.h"
 #include "gimli/optim/sgd.h"
 
 #include "gimli/inner_loop.h"

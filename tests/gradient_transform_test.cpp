@@ -242,6 +242,37 @@ TEST(GradientTransform, noise_depends_on_the_seed_the_step_and_the_position_alon
   EXPECT_EQ(noise(1, 0)({at::zeros({2, 3}, at::kFloat)}, {}, 0)[0].scalar_type(), at::kFloat);
 }
 
+struct Target {
+  double value;
+};
+
+TEST(GradientTransform, noise_in_a_loop_is_the_same_on_any_thread_and_in_any_replay) {
+  const auto point = std::make_shared<Point>(values({3}, 1));
+  const std::vector<Target> targets{{0.5}, {0.75}, {1}, {1.25}, {1.5}};
+  const auto problem = Bilevel(point, Optimizer(SGD(SGDOptions(0.1)), {point->theta}))
+                           .steps(4)
+                           .gradient_transform(noise(0.5, 1))
+                           .inner([=](const Target& target) { return (point->theta - target.value).square().sum(); })
+                           .outer([=](const Target&) { return point->theta.pow(3).sum(); });
+  const auto expected = hypergradient(problem, {point->theta}, targets, Unroll(), Threads(1));
+  const auto threads = hypergradient(problem, {point->theta}, targets, Unroll(), Threads(3));
+  expect_equal(threads.gradients, expected.gradients);
+  EXPECT_TRUE(at::equal(threads.outer_losses, expected.outer_losses));
+
+  // A loop that goes on from its middle.
+  const auto loss = [&] { return point->theta.square().sum(); };
+  const Optimizer sgd(SGD(SGDOptions(0.1)), {point->theta});
+  const auto options = InnerLoopOptions().gradient_transforms({noise(0.5, 1)});
+  InnerLoop whole(point, sgd, options), rest(point, sgd, options);
+  for (int k = 0; k < 2; ++k) whole.step(loss);
+  rest.set_state(whole.state().detach());
+  for (int k = 0; k < 2; ++k) {
+    whole.step(loss);
+    rest.step(loss);
+  }
+  expect_equal(rest.parameters(), whole.parameters());
+}
+
 TEST(GradientTransform, noise_is_standard_normal) {
   constexpr int64_t n = 20000;
   const auto x = noise(0.5, 3)({at::zeros({n}, at::kDouble)}, {}, 0)[0] / 0.5;

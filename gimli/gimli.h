@@ -5,8 +5,11 @@
 #include "gimli/substitution.h"
 
 #include "gimli/optim/adam.h"
+#include "gimli/optim/coordinates.h"
 #include "gimli/optim/gradient_transform.h"
 #include "gimli/optim/hyperparameter.h"
+#include "gimli/optim/lstm_optimizer.h"
+#include "gimli/optim/mlp_optimizer.h"
 #include "gimli/optim/optimizer.h"
 #include "gimli/optim/registry.h"
 #include "gimli/optim/schedule.h"

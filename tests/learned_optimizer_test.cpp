@@ -410,6 +410,11 @@ TEST(LearnedOptimizer, refuses_options_that_make_no_sense) {
   expect_error(lstm(LSTM().layers(0)),
                "CoordinateLSTM: expected at least 1 layer and a hidden size of at least 1, got 0");
   expect_error(lstm(LSTM().hidden_size(-1)), "got 2 and -1");
+  expect_error(
+      [] {
+        CoordinateLSTM(2, 3)->forward(at::zeros({4, 2}), TensorList(2));
+      },
+      "CoordinateLSTM: expected h and c of 2 layers, got 2 tensors");
   expect_error(lstm(LSTM().p(0)), "LSTMOptimizer: expected p above 0, got 0");
   expect_error(mlp(MLP().layers(0)), "MLPOptimizer: expected at least 1 layer and a hidden size of at least 1, got 0");
   expect_error(mlp(MLP().momenta({0.5, 1})), "MLPOptimizer: expected momenta from 0 to below 1, got 0.5 1");

@@ -4,6 +4,8 @@
 #include <ATen/CPUGeneratorImpl.h>
 
 #include <cmath>
+#include <initializer_list>
+#include <numeric>
 
 namespace gimli::optim {
 namespace {

@@ -34,6 +34,8 @@ void CoordinateLSTMImpl::reset() {
 }
 
 std::tuple<at::Tensor, TensorList> CoordinateLSTMImpl::forward(at::Tensor x, const TensorList& state) {
+  TORCH_CHECK(state.size() == 2 * cells_.size(), "CoordinateLSTM: expected h and c of ", layers_, " layers, got ",
+              state.size(), " tensors");
   TensorList next;
   for (size_t layer = 0; layer < cells_.size(); ++layer) {
     const auto [h, c] = cells_[layer]->forward(x, std::make_tuple(state[2 * layer], state[2 * layer + 1]));

@@ -27,8 +27,8 @@ struct LSTMOptimizerOptions {
 /// Its derivatives of any order are finite everywhere, at g = 0 too.
 at::Tensor log_and_sign(const at::Tensor& gradient, double p);
 
-/// LSTM layers and a linear one, from [coordinates, 2] to [coordinates]. torch::nn::LSTM's weights, layer by layer. The
-/// linear layer starts at 0, the others as libtorch initialises them.
+/// LSTM layers and a linear one, from [coordinates, 2] to [coordinates]. The weights of the layers are those of
+/// torch::nn::LSTM; the linear layer starts at 0. Throws if `layers` or `hidden_size` is below 1.
 class CoordinateLSTMImpl final : public torch::nn::Cloneable<CoordinateLSTMImpl> {
  public:
   CoordinateLSTMImpl(int64_t layers, int64_t hidden_size);
@@ -36,7 +36,7 @@ class CoordinateLSTMImpl final : public torch::nn::Cloneable<CoordinateLSTMImpl>
   void reset() override;
 
   /// What it returns for `x`, and the state after it. A state is h and c of each layer, in the order
-  /// h_1, c_1, h_2, c_2, ...: [coordinates, hidden_size] each.
+  /// h_1, c_1, h_2, c_2, ...: [coordinates, hidden_size] each. Throws if it has another number of tensors.
   std::tuple<at::Tensor, TensorList> forward(at::Tensor x, const TensorList& state);
 
   int64_t layers() const { return layers_; }
@@ -56,16 +56,16 @@ TORCH_MODULE(CoordinateLSTM);
 ///     theta <- theta + lr u
 ///
 ///     LSTMOptimizer rule;
-///     rule.network()->to(torch::kDouble);                            // the type of the parameters; float to begin
-///     with Optimizer optimizer(rule, model->parameters()); hypergradient(Bilevel(model, optimizer)...,
-///     rule.parameters());
+///     rule.network()->to(torch::kDouble);  // for float64 parameters
+///     const auto problem = Bilevel(model, Optimizer(rule, model->parameters())).steps(20).inner(...).outer(...);
+///     hypergradient(problem, rule.parameters());
 ///
 /// The meta-parameters are phi, the network's, which copies of the rule share. Untrained, it leaves theta where it is.
 /// The paper treats gradients as constants: Graph::first_order or Unroll::first_order().
 ///
-/// The slots are the states that CoordinateLSTM describes. A group is one batch, with a row a coordinate. Throws if the
-/// options are below 1 (layers, hidden_size) or p is not above 0, and at the start of a loop if a parameter has another
-/// type or device than the network.
+/// The slots are the state that CoordinateLSTM describes. A group is one batch, with a row a coordinate. Throws if an
+/// option is out of range, and, when it is given a parameter and at every update, if that has another type or device
+/// than the network.
 class LSTMOptimizer final : public UpdateRule {
  public:
   explicit LSTMOptimizer(LSTMOptimizerOptions options = {});

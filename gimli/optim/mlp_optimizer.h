@@ -36,14 +36,14 @@ struct MLPOptimizerOptions {
 ///     (d, m) = MLP(x; phi)
 ///     theta <- theta - lr d exp(scale m)
 ///
-/// The eps under the root makes all of it smooth where gradients are 0.
+/// The eps under the roots makes the features smooth where gradients or parameters are 0.
 ///
 /// The meta-parameters are phi, the network's, which copies of the rule share: linear layers of `hidden_size` with a
 /// ReLU after each, as many as `layers`, and a last one that starts at 0, so that the untrained rule leaves theta where
 /// it is. The network is float to begin with: `rule.network()->to(torch::kDouble)` before a float64 loop starts.
 ///
 /// The slots are m_1, ..., m_K and v. A group is one batch, with a row a coordinate. Throws if an option is out of
-/// range, and at the start of a loop if a parameter has another type or device than the network.
+/// range, and, when it is given a parameter and at every update, if that has another type or device than the network.
 class MLPOptimizer final : public UpdateRule {
  public:
   explicit MLPOptimizer(MLPOptimizerOptions options = {});

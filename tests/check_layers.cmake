@@ -11,7 +11,7 @@ macro(fault)
   string(APPEND faults "  " ${ARGN} "\n")
 endmacro()
 
-# gimli/optim/sgd.h -> optim, gimli/bilevel.cpp -> bilevel
+# gimli/optim/rules/sgd.h -> optim, gimli/bilevel.cpp -> bilevel
 function(part_of path result)
   string(REGEX REPLACE "^gimli/([^/.]+).*" "\\1" part ${path})
   set(${result} ${part} PARENT_SCOPE)

@@ -21,6 +21,23 @@ TEST(Hyperparameter, may_change_with_the_step_and_the_parameter) {
   expect_near(moved(at::tensor(0.5f))[0], ones[0], 1e-15);  // converted to the parameter's type
 }
 
+TEST(Hyperparameter, leaves_a_scalar_parameter_its_type) {
+  for (const auto& row : update_baselines) {
+    if (row.optimizer == "Muon") continue;  // takes matrices alone
+    SCOPED_TRACE(title(row));
+    const auto plain = families.at(row.optimizer).make(row.options, {values({}, 0).to(at::kFloat)});
+    auto tensors = plain;
+    for (const auto& name : plain.groups()[0].names) tensors.set(name, scalar(row.options.at(name)));
+    Course expected(plain), actual(tensors);
+    for (int64_t t = 0; t < 3; ++t) {
+      expected.update({values({}, t + 1).to(at::kFloat)});
+      actual.update({values({}, t + 1).to(at::kFloat)});
+    }
+    EXPECT_EQ(actual.parameters[0].scalar_type(), at::kFloat);
+    expect_near(actual.parameters[0], expected.parameters[0], 1e-6);
+  }
+}
+
 TEST(Hyperparameter, refuses_what_does_not_fit) {
   const TensorList start{values({2}, 0), values({3}, 1)};
   Optimizer sgd(SGD(SGDOptions(0.1)), start);

@@ -26,6 +26,11 @@ Value fitting(const at::Tensor& tensor, const at::Tensor& parameter, const std::
   return tensor.to(tensor.dim() == 0 ? at::kDouble : parameter.scalar_type());
 }
 
+/// What multiplies x: next to a 0-dimensional x, a float64 tensor would make the result float64.
+at::Tensor tensor(const Value& a, const at::Tensor& x) {
+  return x.dim() == 0 ? a.tensor().to(x.scalar_type()) : a.tensor();
+}
+
 class Root final : public torch::autograd::Function<Root> {
  public:
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x) {
@@ -81,16 +86,16 @@ Value minimum(const Value& a, const Value& b) {
 }
 Value sqrt(const Value& a) { return a.is_number() ? Value(std::sqrt(a.number())) : Value(a.tensor().sqrt()); }
 
-at::Tensor scale(const Value& a, const at::Tensor& x) { return a.is_number() ? x * a.number() : x * a.tensor(); }
-at::Tensor divide(const at::Tensor& x, const Value& a) { return a.is_number() ? x / a.number() : x / a.tensor(); }
-at::Tensor shift(const at::Tensor& x, const Value& a) { return a.is_number() ? x + a.number() : x + a.tensor(); }
+at::Tensor scale(const Value& a, const at::Tensor& x) { return a.is_number() ? x * a.number() : x * tensor(a, x); }
+at::Tensor divide(const at::Tensor& x, const Value& a) { return a.is_number() ? x / a.number() : x / tensor(a, x); }
+at::Tensor shift(const at::Tensor& x, const Value& a) { return a.is_number() ? x + a.number() : x + tensor(a, x); }
 
 at::Tensor add_scaled(const at::Tensor& x, const Value& a, const at::Tensor& y) {
-  return a.is_number() ? at::add(x, y, a.number()) : at::addcmul(x, a.tensor(), y);
+  return a.is_number() ? at::add(x, y, a.number()) : at::addcmul(x, tensor(a, x), y);
 }
 
 at::Tensor add_scaled_ratio(const at::Tensor& x, const Value& a, const at::Tensor& y, const at::Tensor& z) {
-  return a.is_number() ? at::addcdiv(x, y, z, a.number()) : at::addcmul(x, a.tensor(), y / z);
+  return a.is_number() ? at::addcdiv(x, y, z, a.number()) : at::addcmul(x, tensor(a, x), y / z);
 }
 
 at::Tensor moving_average(const Value& beta, const at::Tensor& x, const at::Tensor& y) {

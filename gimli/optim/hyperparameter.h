@@ -78,6 +78,8 @@ class Hyperparameter final {
   /// To learn it, give a tensor that requires a gradient; to learn what it is computed from, give a schedule.
   /// A tensor for the whole group: 0-dimensional, or a shape that expands to that of every parameter.
   Hyperparameter(at::Tensor tensor) : value_(Value(std::move(tensor))) {}
+  /// Either of them, as a schedule returns it.
+  Hyperparameter(Value value) : value_(std::move(value)) {}
   /// One tensor for each parameter of the group, in its order: 0-dimensional (per tensor) or of the parameter's shape
   /// (per element).
   Hyperparameter(TensorList per_parameter) : value_(std::move(per_parameter)) {}

@@ -140,9 +140,11 @@ TEST(Learn, every_continuous_option_of_libtorch_is_written_back) {
     const auto& family = families.at(row.optimizer);
     if (!family.make_torch) continue;
     SCOPED_TRACE(title(row));
-    const auto optimizer = family.make_torch(row.options, requires_grad({values({2}, 0), values({2}, 1)}));
-    const auto before = Optimizer(*optimizer).groups()[0];
+    const auto parameters = requires_grad({values({2}, 0), values({2}, 1)});
+    const auto before = Optimizer(*family.make_torch(row.options, parameters)).groups()[0];
     for (const auto& name : before.names) {
+      if (has(row.options, "nesterov") && name == "dampening") continue;  // goes without
+      const auto optimizer = family.make_torch(row.options, parameters);
       Optimizer inner(*optimizer);
       const auto learned = learn(inner, {name}, LearnOptions().domain(Domain::real));
       {

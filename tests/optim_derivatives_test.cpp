@@ -157,8 +157,8 @@ TEST(Optim, derivatives_at_a_zero_gradient) {
     const TensorList start{values(shape, 1)};
     auto options = row.options;
     options["weight_decay"] = 0;
-    for (const auto* name : {"eps", "eps1", "beta2"}) {
-      if (has(options, name)) options[name] = 0.5;
+    for (const auto* name : {"eps", "eps1", "beta2", "initial_accumulator_value"}) {
+      if (has(options, name) && !at_kink_of_zero(name, options[name])) options[name] = 0.5;
     }
     const auto optimizer = families.at(row.optimizer).make(options, start);
     const auto& names = optimizer.groups()[0].names;
@@ -174,7 +174,7 @@ TEST(Optim, derivatives_at_a_zero_gradient) {
         if (names[h] != "weight_decay" && !at_kink_of_zero(names[h], options.at(names[h])))
           course.optimizer.set(names[h], in[4 + h]);
       }
-      for (int64_t t = 0; t < 3; ++t) course.update({in[1 + t]});
+      for (int64_t t = 0; t < 3; ++t) course.update({in[1 + t] * (1 - 0.25 * t)});
       return course.total(/*with_slots=*/false);
     };
     expect_derivatives(function, inputs, GradcheckOptions().step(1e-8).absolute(1e-6).relative(1e-6));
@@ -274,7 +274,7 @@ TEST(Optim, hypergradients_agree_with_gradcheck) {
   for (const auto& row : loop_baselines) {
     SCOPED_TRACE(title(row));
     Loop loop(row);
-    auto meta_parameters = loop.learn_hyperparameters(row.options);
+    auto meta_parameters = loop.learn_scaled(row.options);
     for (const auto& weight : loop.net->parameters()) meta_parameters.push_back(weight);
     const auto report = gradcheck(loop.problem(), meta_parameters, {}, Unroll(), options);
     EXPECT_TRUE(report) << report.message;
@@ -290,7 +290,7 @@ TEST(Optim, dead_units_leave_the_hypergradient_finite_and_right) {
       torch::NoGradGuard no_gradient;
       loop.net->parameters()[1][0] = -9;  // the first hidden unit is 0 on all data
     }
-    auto meta_parameters = loop.learn_hyperparameters(row.options);
+    auto meta_parameters = loop.learn_scaled(row.options);
     for (const auto& weight : loop.net->parameters()) meta_parameters.push_back(weight);
     const auto result = hypergradient(loop.problem(), meta_parameters);
     for (const auto& gradient : result.gradients) EXPECT_TRUE(gradient.isfinite().all().item<bool>());

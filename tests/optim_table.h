@@ -111,7 +111,8 @@ struct Loop {
     const auto& family = families.at(row.optimizer);
     optimizer = std::make_unique<Optimizer>(family.make(row.options, adapted));
     for (const auto& name : optimizer->groups()[0].names) {
-      if (row.optimizer != "ASGD" || name != "t0") names.push_back(name);  // it acts on the average alone
+      const bool of_average = row.optimizer == "ASGD" && name == "t0";
+      if (!of_average && !at_kink(name, row.options.at(name))) names.push_back(name);
     }
   }
 
@@ -121,6 +122,18 @@ struct Loop {
     for (const auto& name : names) {
       result.push_back(scalar(options.at(name)));
       optimizer->set(name, result.back());
+    }
+    return result;
+  }
+
+  /// Likewise, as the x = 0 of value + unit x: differences are in proportion to the values.
+  TensorList learn_scaled(const Options& options) {
+    TensorList result;
+    for (const auto& name : names) {
+      const double value = options.at(name);
+      const auto x = scalar(0);
+      result.push_back(x);
+      optimizer->set(name, [=](int64_t) { return value + unit_of(value) * x; });
     }
     return result;
   }

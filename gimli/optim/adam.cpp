@@ -87,7 +87,7 @@ void AdamW::update_all(std::vector<Iterate>& iterates, const TensorList& gradien
   const auto recipe = [&](const ParameterState& state, const Values& values) {
     const auto &lr = values[0], &weight_decay = values[4];
     const AdamFormula formula{options_.amsgrad(), false, !weight_decay.is_off(), options_.maximize()};
-    return adam_recipe(formula, state.step + 1, values, 1 - lr * weight_decay);
+    return adam_recipe(formula, state.step + 1, values, weight_decay.is_off() ? weight_decay : 1 - lr * weight_decay);
   };
   fused::update_all<AdamFormula>(*this, recipe, iterates, gradients, hyperparameters);
 }

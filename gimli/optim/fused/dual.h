@@ -17,8 +17,8 @@ struct Dual {
     return {a.value * b.value, a.value * b.epsilon + a.epsilon * b.value};
   }
   friend GIMLI_INLINE Dual operator/(Dual a, Dual b) {
-    const T ratio = a.value / b.value;
-    return {ratio, (a.epsilon - ratio * b.epsilon) / b.value};
+    const T ratio = a.value / b.value, inverse = T(1) / b.value;
+    return {ratio, (a.epsilon - ratio * b.epsilon) * inverse};
   }
 
   friend GIMLI_INLINE Dual select(bool condition, Dual a, Dual b) {

@@ -94,23 +94,24 @@ struct AdamFormula {
     const T next_m = interpolate(one_minus_beta1, m, g);
     const T next_v = interpolate(one_minus_beta2, v, g * g);
     const T next_u = select(amsgrad, larger(u, next_v), next_v);
-    const T y = root(next_u);
-    const T scaled = y / correction;
+    const T root_u = root(next_u);
+    const T scaled = root_u / correction;
     const T denominator = scaled + eps;
     const T ratio = next_m / denominator;
 
     const T ratio_bar = step * theta_bar;
-    const T next_m_bar = m_bar + ratio_bar / denominator;
-    const T denominator_bar = -(ratio_bar * ratio / denominator);
-    const T y_bar_ = denominator_bar / correction;
-    const T next_u_bar = select(amsgrad, u_bar, T(0)) + y_bar_ * half_inverse(y);
+    const T slope = ratio_bar / denominator;
+    const T next_m_bar = m_bar + slope;
+    const T denominator_bar = -(slope * ratio);
+    const T root_bar = denominator_bar / correction;
+    const T next_u_bar = select(amsgrad, u_bar, T(0)) + root_bar * half_inverse(root_u);
     const T share = select(amsgrad, share_of(u, next_v), T(0));
     const T next_v_bar = v_bar + (T(1) - share) * next_u_bar;
     const T g_bar = one_minus_beta1 * next_m_bar + T(2) * (one_minus_beta2 * next_v_bar) * g;
     return {{select(shrink, lambda * theta_bar, theta_bar) + select(decay, lambda * g_bar, T(0)),
              select(maximize, -g_bar, g_bar), (T(1) - one_minus_beta1) * next_m_bar,
              (T(1) - one_minus_beta2) * next_v_bar, share * next_u_bar},
-            {theta_bar * ratio, next_m_bar * (g - m), next_v_bar * (g * g - v), -(y_bar_ * scaled), denominator_bar,
+            {theta_bar * ratio, next_m_bar * (g - m), next_v_bar * (g * g - v), -(root_bar * scaled), denominator_bar,
              select(shrink, theta_bar * theta, T(0)) + select(decay, g_bar * theta, T(0))}};
   }
 };

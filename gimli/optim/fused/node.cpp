@@ -3,10 +3,11 @@
 #include <ATen/ATen.h>
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/csrc/autograd/function.h>
-#include <torch/csrc/autograd/functions/basic_ops.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
 
+#include "gimli/optim/fused/dual.h"
+#include "gimli/optim/fused/symbol.h"
 #include "gimli/optim/fused/trace.h"
 #include "gimli/substitution.h"
 
@@ -39,11 +40,18 @@ void attach(const NodePointer& node, const TensorList& outputs, const Mask& diff
   }
 }
 
-Saved saved(const TensorList& tensors, const Mask& needed) {
+Edge edge_of(const at::Tensor& tensor) {
+  return tensor.defined() && tensor.requires_grad() ? torch::autograd::impl::gradient_edge(tensor) : Edge();
+}
+
+/// The needed tensors and all coefficients, which by_operators() needs.
+template <class Formula>
+Saved saved(const Group<Formula>& group, const TensorList& tensors, const Mask& needed) {
   Saved result;
   result.reserve(tensors.size());
   for (size_t j = 0; j < tensors.size(); ++j) {
-    result.push_back(needed[j] ? SavedVariable(tensors[j], /*is_output=*/false) : SavedVariable());
+    const bool is_coefficient = group.c(0, 0) <= j && j < group.count_of_inputs();
+    result.push_back(needed[j] || is_coefficient ? SavedVariable(tensors[j], /*is_output=*/false) : SavedVariable());
   }
   return result;
 }
@@ -103,153 +111,166 @@ class Traces {
   c10::SmallVector<size_t, 16> positions_;
 };
 
-/// The second derivatives: of x_bar = J(x)^T y_bar by x and y_bar, along w.
+/// What the nodes of both orders have in common.
 template <class Formula>
-class SecondNode final : public Node {
+class UpdateNode : public Node {
  public:
-  SecondNode(std::shared_ptr<const Group<Formula>> group, edge_list edges, Saved inputs)
-      : Node(std::move(edges)), group_(std::move(group)), saved_(std::move(inputs)) {}
-
-  std::string name() const override { return c10::str(Formula::name, "SecondUpdateBackward"); }
   void release_variables() override {
     std::lock_guard<std::mutex> lock(mutex_);
     for (auto& variable : saved_) variable.reset_data();
   }
 
-  variable_list apply(variable_list&& w) override {
-    std::lock_guard<std::mutex> lock(mutex_);
-    check_cotangents<Formula>(w);
-    const auto inputs = unpacked(saved_);
-    const auto first_y = inputs.begin() + group_->count_of_inputs();
-    variable_list result(inputs.size());
-    TensorList y_result(group_->count_of_outputs());
-    bool summed = false;
-    for (size_t i = 0; i < group_->members.size(); ++i) {
-      const auto& member = group_->members[i];
-      const auto wanted = [&](size_t j) { return task_should_compute_output(j) ? member.empty() : at::Tensor(); };
-      for (int k = 0; k < Formula::inputs; ++k) result[group_->x(i, k)] = wanted(group_->x(i, k));
-      for (int k = 0; k < Formula::outputs; ++k) {
-        const auto j = group_->y(i, k);
-        y_result[j] = result[group_->count_of_inputs() + j] = wanted(group_->count_of_inputs() + j);
-      }
-    }
-    for (size_t j = group_->c(0, 0); j < group_->count_of_inputs(); ++j) {
-      summed = summed || task_should_compute_output(j);
-    }
+ protected:
+  UpdateNode(std::shared_ptr<const Group<Formula>> group, edge_list edges, Saved inputs)
+      : Node(std::move(edges)), group_(std::move(group)), saved_(std::move(inputs)) {}
 
-    Evaluation<Formula> evaluation(*group_, Order::second);
-    evaluation.read(inputs, Formula::inputs);
-    evaluation.read(TensorList(first_y, inputs.end()), Formula::outputs);
-    evaluation.read(w, Formula::inputs);
-    evaluation.move(w, group_->c(0, 0));
-    evaluation.write(result, Formula::inputs);
-    evaluation.write(y_result, Formula::outputs);
-    if (summed) {
-      const auto sums = evaluation.run_with_sums();
-      for (size_t r = 0; r < sums.size(); ++r) {
-        for (int k = 0; k < Formula::coefficients; ++k) {
-          const auto j = group_->c(r, k);
-          if (task_should_compute_output(j)) result[j] = at::scalar_tensor(sums[r][k], at::kDouble);
-        }
+  /// Room for those of `count` results of each member that are wanted, of which the first is the `first`-th of all.
+  TensorList wanted(size_t first, size_t count) const {
+    TensorList result;
+    for (size_t i = 0; i < group_->members.size(); ++i) {
+      for (size_t k = 0; k < count; ++k) {
+        const bool needed = task_should_compute_output(first + result.size());
+        result.push_back(needed ? group_->members[i].empty() : at::Tensor());
       }
-    } else {
-      evaluation.run();
     }
-    if (at::GradMode::is_enabled()) refuse_third(w, result);
+    return result;
+  }
+
+  /// Runs, and appends what belongs to the coefficients where it is wanted.
+  void run(Evaluation<Formula>& evaluation, TensorList& result) const {
+    const auto first = group_->c(0, 0);
+    Mask wanted;
+    for (auto j = first; j < group_->count_of_inputs(); ++j) wanted.push_back(task_should_compute_output(j));
+    result.resize(group_->count_of_inputs());
+    if (!any(wanted)) return evaluation.run();
+    const auto sums = evaluation.run_with_sums();
+    for (size_t j = 0; j < wanted.size(); ++j) {
+      const auto sum = sums[j / Formula::coefficients][j % Formula::coefficients];
+      if (wanted[j]) result[first + j] = at::scalar_tensor(sum, at::kDouble);
+    }
+  }
+
+  const std::shared_ptr<const Group<Formula>> group_;
+  Saved saved_;
+};
+
+/// The second derivatives: of x_bar = J(x)^T y_bar by x and y_bar, along w.
+template <class Formula>
+class SecondNode final : public UpdateNode<Formula> {
+ public:
+  SecondNode(std::shared_ptr<const Group<Formula>> group, edge_list edges, Saved x_c_and_y_bar)
+      : UpdateNode<Formula>(std::move(group), std::move(edges), std::move(x_c_and_y_bar)) {}
+
+  std::string name() const override { return c10::str(Formula::name, "UpdateBackwardBackward"); }
+
+  variable_list apply(variable_list&& w) override {
+    std::lock_guard<std::mutex> lock(this->mutex_);
+    check_cotangents<Formula>(w);
+    const auto inputs = unpacked(this->saved_);
+    if (at::GradMode::is_enabled()) return by_operators(inputs, w);
+
+    const auto& group = *this->group_;
+    auto result = this->wanted(0, Formula::inputs);
+    const auto for_y_bar = this->wanted(group.count_of_inputs(), Formula::outputs);
+    Evaluation<Formula> evaluation(group, Order::second);
+    evaluation.read(inputs, Formula::inputs);
+    evaluation.read(TensorList(inputs.begin() + group.count_of_inputs(), inputs.end()), Formula::outputs);
+    evaluation.read(w, Formula::inputs);
+    evaluation.move(w, group.c(0, 0));
+    evaluation.write(result, Formula::inputs);
+    evaluation.write(for_y_bar, Formula::outputs);
+    this->run(evaluation, result);
+    result.insert(result.end(), for_y_bar.begin(), for_y_bar.end());
     return result;
   }
 
  private:
-  void refuse_third(const variable_list& w, const variable_list& result) const {
-    auto edges = next_edges();
-    for (const auto& direction : w) {
-      edges.push_back(direction.defined() ? torch::autograd::impl::gradient_edge(direction) : Edge());
-    }
-    const auto message = c10::str("the third derivative of ", Formula::name, "'s update is not implemented");
-    attach(make_node<torch::autograd::Error>(message, std::move(edges)), result, Mask(result.size(), true));
-  }
+  /// The same, and differentiable.
+  variable_list by_operators(const TensorList& inputs, const variable_list& w) const {
+    const auto& group = *this->group_;
+    variable_list result(inputs.size());
+    for (size_t i = 0; i < group.members.size(); ++i) {
+      const auto& [formula, row, dtype, sizes, strides, numel] = group.members[i];
+      const auto symbol = [](const at::Tensor& tensor) { return tensor.defined() ? Symbol(tensor) : Symbol(0); };
+      std::array<Dual<Symbol>, Formula::inputs> x;
+      std::array<Dual<Symbol>, Formula::coefficients> c;
+      std::array<Dual<Symbol>, Formula::outputs> y_bar;
+      for (size_t k = 0; k < x.size(); ++k) x[k] = {symbol(inputs[group.x(i, k)]), symbol(w[group.x(i, k)])};
+      for (size_t k = 0; k < c.size(); ++k) {
+        const auto& value = inputs[group.c(row, k)];
+        c[k] = {value.defined() ? Symbol(value) : Symbol(group.rows[row][k]), symbol(w[group.c(row, k)])};
+      }
+      for (size_t k = 0; k < y_bar.size(); ++k) y_bar[k] = symbol(inputs[group.count_of_inputs() + group.y(i, k)]);
 
-  const std::shared_ptr<const Group<Formula>> group_;
-  Saved saved_;  // x, c, y_bar
+      const auto bar = formula.vjp(x, c, y_bar);
+      const auto y = formula.forward(x, c);
+      const auto derivative = [&, &sizes = sizes](const Dual<Symbol>& of) { return of.epsilon.tensor.expand(sizes); };
+      const auto put = [&, dtype = dtype](const Dual<Symbol>& of, size_t j) {
+        if (this->task_should_compute_output(j)) result[j] = derivative(of).to(dtype);
+      };
+      for (size_t k = 0; k < x.size(); ++k) put(bar.x[k], group.x(i, k));
+      for (size_t k = 0; k < y.size(); ++k) put(y[k], group.count_of_inputs() + group.y(i, k));
+      for (size_t k = 0; k < c.size(); ++k) {
+        const auto j = group.c(row, k);
+        if (!this->task_should_compute_output(j)) continue;
+        const auto sum = derivative(bar.c[k]).sum(at::kDouble);
+        result[j] = result[j].defined() ? result[j] + sum : sum;
+      }
+    }
+    return result;
+  }
 };
 
 /// The derivatives of an update: x_bar = J(x)^T y_bar.
 template <class Formula>
-class FirstNode final : public Node {
+class FirstNode final : public UpdateNode<Formula> {
  public:
-  FirstNode(std::shared_ptr<const Group<Formula>> group, edge_list edges, Saved inputs)
-      : Node(std::move(edges)), group_(std::move(group)), saved_(std::move(inputs)) {}
+  FirstNode(std::shared_ptr<const Group<Formula>> group, edge_list edges, Saved x_and_c)
+      : UpdateNode<Formula>(std::move(group), std::move(edges), std::move(x_and_c)) {}
 
   std::string name() const override { return c10::str(Formula::name, "UpdateBackward"); }
-  void release_variables() override {
-    std::lock_guard<std::mutex> lock(mutex_);
-    for (auto& variable : saved_) variable.reset_data();
-  }
 
   variable_list apply(variable_list&& y_bar) override {
-    std::lock_guard<std::mutex> lock(mutex_);
+    std::lock_guard<std::mutex> lock(this->mutex_);
     check_cotangents<Formula>(y_bar);
-    auto inputs = unpacked(saved_);
-    variable_list x_bar(group_->count_of_inputs());
-    for (size_t i = 0; i < group_->members.size(); ++i) {
-      for (int k = 0; k < Formula::inputs; ++k) {
-        const auto j = group_->x(i, k);
-        if (task_should_compute_output(j)) x_bar[j] = group_->members[i].empty();
-      }
-    }
-    bool summed = false;
-    for (size_t j = group_->c(0, 0); j < x_bar.size(); ++j) summed = summed || task_should_compute_output(j);
-
-    Evaluation<Formula> evaluation(*group_, Order::first);
+    auto inputs = unpacked(this->saved_);
+    auto x_bar = this->wanted(0, Formula::inputs);
+    Evaluation<Formula> evaluation(*this->group_, Order::first);
     evaluation.read(inputs, Formula::inputs);
     evaluation.read(y_bar, Formula::outputs);
     evaluation.write(x_bar, Formula::inputs);
-    if (summed) {
-      const auto sums = evaluation.run_with_sums();
-      for (size_t r = 0; r < sums.size(); ++r) {
-        for (int k = 0; k < Formula::coefficients; ++k) {
-          const auto j = group_->c(r, k);
-          if (task_should_compute_output(j)) x_bar[j] = at::scalar_tensor(sums[r][k], at::kDouble);
-        }
-      }
-    } else {
-      evaluation.run();
-    }
+    this->run(evaluation, x_bar);
     if (at::GradMode::is_enabled()) record_second(std::move(inputs), y_bar, x_bar);
     return x_bar;
   }
 
  private:
   void record_second(TensorList inputs, const variable_list& y_bar, const variable_list& x_bar) const {
+    const auto& group = *this->group_;
     inputs.insert(inputs.end(), y_bar.begin(), y_bar.end());
-    auto edges = next_edges();
-    for (const auto& cotangent : y_bar) {
-      const bool required = cotangent.defined() && cotangent.requires_grad();
-      edges.push_back(required ? torch::autograd::impl::gradient_edge(cotangent) : Edge());
-    }
+    auto edges = this->next_edges();
+    for (const auto& cotangent : y_bar) edges.push_back(edge_of(cotangent));
     Mask used(inputs.size()), needed(inputs.size()), differentiable(x_bar.size());
-    for (size_t i = 0; i < group_->members.size(); ++i) {
-      const auto& member = group_->members[i];
-      Traces<Formula> traces(*group_, i, [&](size_t j) { return edges[j].is_valid(); });
-      const auto bar = member.formula.vjp(traces.x, traces.c, traces.y_bar);
+    for (size_t i = 0; i < group.members.size(); ++i) {
+      const auto& [formula, row, dtype, sizes, strides, numel] = group.members[i];
+      Traces<Formula> traces(group, i, [&](size_t j) { return edges[j].is_valid(); });
+      const auto bar = formula.vjp(traces.x, traces.c, traces.y_bar);
       const auto add = [&](const Trace& trace, size_t j) {
         if (!trace.requires_grad || !x_bar[j].defined()) return;
         differentiable[j] = true;
         traces.mark(trace.inputs, used);
       };
-      for (int k = 0; k < Formula::inputs; ++k) add(bar.x[k], group_->x(i, k));
-      for (int k = 0; k < Formula::coefficients; ++k) add(bar.c[k], group_->c(member.row, k));
+      for (int k = 0; k < Formula::inputs; ++k) add(bar.x[k], group.x(i, k));
+      for (int k = 0; k < Formula::coefficients; ++k) add(bar.c[k], group.c(row, k));
       traces.mark(traces.needed, needed);
     }
     if (!any(differentiable)) return;
     for (size_t j = 0; j < edges.size(); ++j) {
       if (!used[j]) edges[j] = Edge();
     }
-    attach(make_node<SecondNode<Formula>>(group_, std::move(edges), saved(inputs, needed)), x_bar, differentiable);
+    auto kept = saved(group, inputs, needed);
+    attach(make_node<SecondNode<Formula>>(this->group_, std::move(edges), std::move(kept)), x_bar, differentiable);
   }
-
-  const std::shared_ptr<const Group<Formula>> group_;
-  Saved saved_;  // x, c
 };
 
 }  // namespace
@@ -280,9 +301,10 @@ void record(const std::shared_ptr<const Group<Formula>>& group, const TensorList
   if (!any(differentiable)) return;
   edge_list edges(inputs.size());
   for (size_t j = 0; j < inputs.size(); ++j) {
-    if (used[j] && requires_grad(j)) edges[j] = torch::autograd::impl::gradient_edge(inputs[j]);
+    if (used[j]) edges[j] = edge_of(inputs[j]);
   }
-  attach(make_node<FirstNode<Formula>>(group, std::move(edges), saved(inputs, needed)), outputs, differentiable);
+  auto kept = saved(*group, inputs, needed);
+  attach(make_node<FirstNode<Formula>>(group, std::move(edges), std::move(kept)), outputs, differentiable);
 }
 
 template void record(const std::shared_ptr<const Group<SgdFormula>>&, const TensorList&, const TensorList&);

@@ -4,6 +4,7 @@
 #include "expect.h"
 #include "gimli/gradcheck.h"
 #include "gimli/optim/adam.h"
+#include "gimli/optim/fused/kernels.h"
 #include "gimli/optim/sgd.h"
 
 // update_all of the optimizers that have a form of their own for it, against UpdateRule::update_all, which is `update`
@@ -228,6 +229,44 @@ TEST(Fused, nan_and_infinity_go_through) {
       }
     }
   }
+}
+
+template <int bytes, class Formula>
+std::vector<float> by_width(const Formula& formula, gimli::optim::fused::Order order, std::vector<float> inputs) {
+  constexpr int64_t n = 1003;
+  gimli::optim::fused::Pass<Formula> pass;
+  pass.formula = formula;
+  pass.c.fill(0.3);
+  pass.direction.fill(0.7);
+  std::vector<float> outputs(pass.out.size() * n);
+  for (size_t k = 0; k < pass.in.size(); ++k) pass.in[k] = inputs.data() + k * n;
+  for (size_t k = 0; k < pass.out.size(); ++k) pass.out[k] = outputs.data() + k * n;
+  std::array<double, Formula::coefficients> sums{};
+  const bool summed = order != gimli::optim::fused::Order::value;
+  gimli::optim::fused::kernel_of_width<bytes, Formula>(order, false, summed)(pass, 0, n, sums.data());
+  outputs.insert(outputs.end(), sums.begin(), sums.end());
+  return outputs;
+}
+
+template <class Formula>
+void expect_widths_agree(const Formula& formula) {
+  namespace fused = gimli::optim::fused;
+  torch::manual_seed(3);
+  const auto numbers = at::rand({20 * 1003}) + 0.1;
+  const std::vector<float> inputs(numbers.const_data_ptr<float>(), numbers.const_data_ptr<float>() + numbers.numel());
+  for (const auto order : {fused::Order::value, fused::Order::first, fused::Order::second}) {
+    const auto tensor = [](const std::vector<float>& list) { return torch::tensor(list).to(at::kDouble); };
+    const auto expected = tensor(by_width<16>(formula, order, inputs));
+    const auto near = [&](const at::Tensor& actual) { return at::allclose(actual, expected, 1e-4, 1e-4); };
+    if (fused::register_bytes() >= 32) EXPECT_TRUE(near(tensor(by_width<32>(formula, order, inputs))));
+    if (fused::register_bytes() >= 64) EXPECT_TRUE(near(tensor(by_width<64>(formula, order, inputs))));
+  }
+}
+
+TEST(Fused, registers_of_every_width_agree) {
+  expect_widths_agree(gimli::optim::fused::SgdFormula{true, true, true, false});
+  expect_widths_agree(gimli::optim::fused::AdamFormula{true, true, false, true});
+  expect_widths_agree(gimli::optim::fused::AdamFormula{false, false, true, false});
 }
 
 // ---------------------------------------------------------------- derivatives

@@ -17,8 +17,16 @@ at::Tensor Member<Formula>::empty() const {
 }
 
 template <class Formula>
+bool Member<Formula>::lies_as(const at::Tensor& tensor) const {
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    if (sizes[d] != 1 && tensor.stride(d) != strides[d]) return false;
+  }
+  return true;
+}
+
+template <class Formula>
 at::Tensor Member<Formula>::aligned(const at::Tensor& tensor) const {
-  if (tensor.strides() == strides && !tensor.is_neg() && !tensor._is_zerotensor()) return tensor;
+  if (lies_as(tensor) && !tensor.is_neg() && !tensor._is_zerotensor()) return tensor;
   at::NoGradGuard no_gradient;
   return empty().copy_(tensor);
 }
@@ -74,10 +82,11 @@ void Evaluation<Formula>::move(const TensorList& tensors, size_t first) {
 
 template <class Formula>
 void Evaluation<Formula>::run(bool summed, std::vector<typename Group<Formula>::Row>& sums) {
+  if (chunks_.empty()) return;
   const auto kernel_f = kernel_for<Formula>(order_, false, summed),
              kernel_d = kernel_for<Formula>(order_, true, summed);
   const auto count = static_cast<int64_t>(chunks_.size());
-  const auto chunks_a_thread = numel_ == 0 ? 1 : (count * chunk_size + numel_ - 1) / numel_;
+  const auto chunks_a_thread = (count * chunk_size + numel_ - 1) / numel_;
   at::parallel_for(0, count, chunks_a_thread, [&](int64_t first, int64_t last) {
     for (auto i = first; i < last; ++i) {
       const auto& [member, begin, end] = chunks_[i];

@@ -14,7 +14,7 @@ namespace gimli::optim::fused {
 /// One parameter of a group, and how its tensors lie in memory.
 template <class Formula>
 struct Member {
-  explicit Member(const at::Tensor& parameter, Formula formula, size_t row)
+  Member(const at::Tensor& parameter, Formula formula, size_t row)
       : formula(formula),
         row(row),
         dtype(parameter.scalar_type()),
@@ -23,6 +23,8 @@ struct Member {
         numel(parameter.numel()) {}
 
   at::Tensor empty() const;
+  /// Whether a tensor of these sizes has its elements in this order.
+  bool lies_as(const at::Tensor& tensor) const;
   /// `tensor` in this layout, itself if it has it.
   at::Tensor aligned(const at::Tensor& tensor) const;
 

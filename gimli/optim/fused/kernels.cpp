@@ -1,17 +1,17 @@
 #include "gimli/optim/fused/kernels.h"
 
 namespace gimli::optim::fused {
-namespace {
-
 int register_bytes() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) return 64;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 32;
+  const bool fma = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw")) {
+    return 64;
+  }
+  if (fma) return 32;
 #endif
   return 16;
 }
-
-}  // namespace
 
 template <class Formula>
 Kernel<Formula> kernel_for(Order order, bool is_double, bool summed) {

@@ -47,30 +47,36 @@ bool is_held_once(const at::Tensor& tensor) {
          !tensor.is_inference();
 }
 
+/// The iterates that are updated in one pass.
 template <class Formula>
 class Update final {
  public:
-  /// Where the new value of `tensor` goes.
-  at::Tensor place_for(const at::Tensor& tensor, const Member<Formula>& member) const {
-    const bool again =
-        !at::GradMode::is_enabled() && tensor.defined() && is_held_once(tensor) && tensor.strides() == member.strides;
-    return again ? tensor : member.empty();
-  }
-
   void add(const Recipe<Formula>& recipe, bool same_as_last, const Iterate& iterate, const at::Tensor& gradient) {
     if (!same_as_last) add_row(recipe);
     const auto& [parameter, state] = iterate;
-    const auto slots = recipe.formula.slots();
+    const auto slots = state.slots.begin();
+    const auto count = recipe.formula.slots();
     const auto& member = group_->members.emplace_back(parameter, recipe.formula, group_->rows.size() - 1);
 
     y_.push_back(place_for(parameter, member));
-    for (int k = 0; k < slots; ++k) y_.push_back(place_for(state.slots[k], member));
+    for (int k = 0; k < count; ++k) y_.push_back(place_for(slots[k], member));
     y_.resize(group_->count_of_outputs());
 
     x_.push_back(parameter);
     x_.push_back(gradient);
-    x_.insert(x_.end(), state.slots.begin(), state.slots.begin() + slots);
+    x_.insert(x_.end(), slots, slots + count);
     x_.resize(group_->members.size() * Formula::inputs);
+  }
+
+  /// What the iterate that was added as the `member`-th will be after run().
+  Iterate result(size_t member, const ParameterState& state) const {
+    const auto of = [&](int k) {
+      const auto& y = y_[group_->y(member, k)];
+      return y.requires_grad() ? y.detach() : y;
+    };
+    auto slots = state.slots;
+    for (int k = 0; k < group_->members[member].formula.slots(); ++k) slots[k] = of(k + 1);
+    return {of(0), {state.step + 1, std::move(slots)}};
   }
 
   void run() {
@@ -78,27 +84,22 @@ class Update final {
     evaluation.read(x_, Formula::inputs);
     evaluation.write(y_, Formula::outputs);
     evaluation.run();
-    for (size_t i = 0; i < group_->members.size(); ++i) {
-      for (int k = 0; k < Formula::outputs; ++k) {
-        const auto& from = x_[group_->x(i, k == 0 ? 0 : k + 1)];
-        if (from.defined() && from.is_same(y_[group_->y(i, k)])) from.unsafeGetTensorImpl()->bump_version();
-      }
+    if (at::GradMode::is_enabled()) {
+      x_.insert(x_.end(), c_.begin(), c_.end());
+      record<Formula>(group_, x_, y_);
     }
-    if (!at::GradMode::is_enabled()) return;
-    x_.insert(x_.end(), c_.begin(), c_.end());
-    record<Formula>(group_, x_, y_);
-  }
-
-  Iterate result(size_t member, ParameterState state) const {
-    const auto of = [&](int k) {
-      const auto& y = y_[group_->y(member, k)];
-      return !at::GradMode::is_enabled() && y.requires_grad() ? y.detach() : y;
-    };
-    for (int k = 0; k < group_->members[member].formula.slots(); ++k) state.slots[k] = of(k + 1);
-    return {of(0), {state.step + 1, std::move(state.slots)}};
+    for (const auto& tensor : written_over_) tensor.unsafeGetTensorImpl()->bump_version();
   }
 
  private:
+  /// Where the new value of `tensor` goes.
+  at::Tensor place_for(const at::Tensor& tensor, const Member<Formula>& member) {
+    if (at::GradMode::is_enabled() || !tensor.defined() || !is_held_once(tensor) || !member.lies_as(tensor)) {
+      return member.empty();
+    }
+    return written_over_.emplace_back(tensor);
+  }
+
   void add_row(const Recipe<Formula>& recipe) {
     auto& row = group_->rows.emplace_back();
     for (size_t k = 0; k < row.size(); ++k) {
@@ -109,7 +110,7 @@ class Update final {
   }
 
   std::shared_ptr<Group<Formula>> group_ = std::make_shared<Group<Formula>>();
-  TensorList x_, c_, y_;
+  TensorList x_, c_, y_, written_over_;
 };
 
 }  // namespace
@@ -140,12 +141,10 @@ void update_all(const UpdateRule& rule,
     }
     results.emplace_back(i, rule.update(iterates[i].parameter, gradients[i], state, hyperparameters[i]));
   }
-  if (!positions.empty()) {
-    update.run();
-    for (size_t k = 0; k < positions.size(); ++k) {
-      results.emplace_back(positions[k], update.result(k, iterates[positions[k]].state));
-    }
+  for (size_t k = 0; k < positions.size(); ++k) {
+    results.emplace_back(positions[k], update.result(k, iterates[positions[k]].state));
   }
+  update.run();
   for (auto& [i, result] : results) iterates[i] = std::move(result);
 }
 

@@ -8,7 +8,8 @@ namespace gimli::optim::fused {
 
 /// The update of one element: forward() from the parameter, its gradient, the slots (x) and the coefficients (c) to the
 /// new parameter and slots (y), and its vector-Jacobian product, from a cotangent of y to those of x and c. T is a
-/// number, a Dual to differentiate either once more, or a Trace.
+/// number, a Dual to differentiate either once more, or a Trace. passes_theta_bar() says whether the parameter's
+/// cotangent comes out as it went in.
 template <class T, int inputs, int coefficients>
 struct Cotangents {
   std::array<T, inputs> x;
@@ -23,6 +24,7 @@ struct SgdFormula {
   bool momentum, nesterov, decay, maximize;
 
   int slots() const { return momentum ? 1 : 0; }
+  bool passes_theta_bar() const { return !decay; }
 
   template <class T>
   GIMLI_INLINE std::array<T, outputs> forward(const std::array<T, inputs>& x,
@@ -67,6 +69,7 @@ struct AdamFormula {
   bool amsgrad, decay, shrink, maximize;  // decay: g + c theta; shrink: c theta
 
   int slots() const { return amsgrad ? 3 : 2; }
+  bool passes_theta_bar() const { return !decay && !shrink; }
 
   template <class T>
   GIMLI_INLINE std::array<T, outputs> forward(const std::array<T, inputs>& x,

@@ -234,17 +234,29 @@ class FirstNode final : public UpdateNode<Formula> {
     std::lock_guard<std::mutex> lock(this->mutex_);
     check_cotangents<Formula>(y_bar);
     auto inputs = unpacked(this->saved_);
+    const auto& group = *this->group_;
     auto x_bar = this->wanted(0, Formula::inputs);
-    Evaluation<Formula> evaluation(*this->group_, Order::first);
+    for (size_t i = 0; i < group.members.size(); ++i) {
+      if (passes_theta_bar(i)) x_bar[group.x(i, 0)] = at::Tensor();
+    }
+    Evaluation<Formula> evaluation(group, Order::first);
     evaluation.read(inputs, Formula::inputs);
     evaluation.read(y_bar, Formula::outputs);
     evaluation.write(x_bar, Formula::inputs);
     this->run(evaluation, x_bar);
+    for (size_t i = 0; i < group.members.size(); ++i) {
+      if (passes_theta_bar(i)) x_bar[group.x(i, 0)] = y_bar[group.y(i, 0)];
+    }
     if (at::GradMode::is_enabled()) record_second(std::move(inputs), y_bar, x_bar);
     return x_bar;
   }
 
  private:
+  bool passes_theta_bar(size_t member) const {
+    return this->group_->members[member].formula.passes_theta_bar() &&
+           this->task_should_compute_output(this->group_->x(member, 0));
+  }
+
   void record_second(TensorList inputs, const variable_list& y_bar, const variable_list& x_bar) const {
     const auto& group = *this->group_;
     inputs.insert(inputs.end(), y_bar.begin(), y_bar.end());
@@ -260,7 +272,7 @@ class FirstNode final : public UpdateNode<Formula> {
         differentiable[j] = true;
         traces.mark(trace.inputs, used);
       };
-      for (int k = 0; k < Formula::inputs; ++k) add(bar.x[k], group.x(i, k));
+      for (int k = passes_theta_bar(i) ? 1 : 0; k < Formula::inputs; ++k) add(bar.x[k], group.x(i, k));
       for (int k = 0; k < Formula::coefficients; ++k) add(bar.c[k], group.c(row, k));
       traces.mark(traces.needed, needed);
     }

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include "gimli/optim/fused/update.h"
+
 namespace gimli::optim {
 namespace {
 
@@ -29,6 +31,15 @@ Iterate adam_update(const at::Tensor& theta, const at::Tensor& g, const Paramete
   return {add_scaled_ratio(theta, -(lr / (1 - pow(beta1, t))), m, denominator), std::move(next)};
 }
 
+using fused::AdamFormula;
+
+/// The same as one recipe; `last` stands for the weight decay.
+fused::Recipe<AdamFormula> adam_recipe(const AdamFormula& formula, int64_t t, const Values& hyperparameters,
+                                       const Value& last) {
+  const auto [lr, beta1, beta2, eps, weight_decay] = unpack<5>(hyperparameters);
+  return {formula, {-(lr / (1 - pow(beta1, t))), 1 - beta1, 1 - beta2, sqrt(1 - pow(beta2, t)), eps, last}};
+}
+
 }  // namespace
 
 std::vector<HyperparameterSpec> Adam::hyperparameters() const { return adam_hyperparameters(options_); }
@@ -53,6 +64,26 @@ Iterate AdamW::update(const at::Tensor& theta, const at::Tensor& gradient, const
   const auto [lr, beta1, beta2, eps, weight_decay] = unpack<5>(hyperparameters);
   const auto g = descent(gradient, options_.maximize());
   return adam_update(decayed(theta, lr, weight_decay), g, state, options_.amsgrad(), lr, beta1, beta2, eps);
+}
+
+void Adam::update_all(std::vector<Iterate>& iterates, const TensorList& gradients,
+                      const std::vector<Values>& hyperparameters) const {
+  const auto recipe = [&](const ParameterState& state, const Values& values) {
+    const auto& weight_decay = values[4];
+    const AdamFormula formula{options_.amsgrad(), !weight_decay.is_off(), false, options_.maximize()};
+    return adam_recipe(formula, state.step + 1, values, weight_decay);
+  };
+  fused::update_all<AdamFormula>(*this, recipe, iterates, gradients, hyperparameters);
+}
+
+void AdamW::update_all(std::vector<Iterate>& iterates, const TensorList& gradients,
+                       const std::vector<Values>& hyperparameters) const {
+  const auto recipe = [&](const ParameterState& state, const Values& values) {
+    const auto &lr = values[0], &weight_decay = values[4];
+    const AdamFormula formula{options_.amsgrad(), false, !weight_decay.is_off(), options_.maximize()};
+    return adam_recipe(formula, state.step + 1, values, weight_decay.is_off() ? weight_decay : 1 - lr * weight_decay);
+  };
+  fused::update_all<AdamFormula>(*this, recipe, iterates, gradients, hyperparameters);
 }
 
 }  // namespace gimli::optim

@@ -37,6 +37,8 @@ class Adam final : public UpdateRule {
   ParameterState init(const at::Tensor& parameter) const override;
   Iterate update(const at::Tensor& parameter, const at::Tensor& gradient, const ParameterState& state,
                  const Values& hyperparameters) const override;
+  void update_all(std::vector<Iterate>& iterates, const TensorList& gradients,
+                  const std::vector<Values>& hyperparameters) const override;
 
  private:
   AdamOptions options_;
@@ -53,6 +55,8 @@ class AdamW final : public UpdateRule {
   ParameterState init(const at::Tensor& parameter) const override;
   Iterate update(const at::Tensor& parameter, const at::Tensor& gradient, const ParameterState& state,
                  const Values& hyperparameters) const override;
+  void update_all(std::vector<Iterate>& iterates, const TensorList& gradients,
+                  const std::vector<Values>& hyperparameters) const override;
 
  private:
   AdamOptions options_;

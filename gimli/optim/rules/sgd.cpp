@@ -1,5 +1,7 @@
 #include "gimli/optim/rules/sgd.h"
 
+#include "gimli/optim/fused/update.h"
+
 namespace gimli::optim {
 
 SGD::SGD(SGDOptions options) : options_(options) {
@@ -27,6 +29,19 @@ Iterate SGD::update(const at::Tensor& theta, const at::Tensor& gradient, const P
     g = options_.nesterov() ? add_scaled(g, momentum, b) : b;
   }
   return {add_scaled(theta, -lr, g), {state.step + 1, {b}}};
+}
+
+void SGD::update_all(std::vector<Iterate>& iterates, const TensorList& gradients,
+                     const std::vector<Values>& hyperparameters) const {
+  const auto recipe = [&](const ParameterState& state, const Values& values) {
+    const auto [lr, momentum, dampening, weight_decay] = unpack<4>(values);
+    const bool has_momentum = !momentum.is_off(), has_b = state.slots[0].defined();
+    const fused::SgdFormula formula{has_momentum, options_.nesterov(), !weight_decay.is_off(), options_.maximize()};
+    return fused::Recipe<fused::SgdFormula>{
+        formula,
+        {-lr, has_b || options_.nesterov() ? momentum : 0, has_momentum && has_b ? 1 - dampening : 1, weight_decay}};
+  };
+  fused::update_all<fused::SgdFormula>(*this, recipe, iterates, gradients, hyperparameters);
 }
 
 }  // namespace gimli::optim

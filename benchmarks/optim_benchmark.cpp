@@ -1,5 +1,6 @@
 // What an update of a parameter group costs: by libtorch's operators tensor by tensor, by the same on all tensors as
-// one vector, and as update_all does it. With its backward pass, and without a graph beside torch::optim's own step.
+// one vector, and as update_all does it. With its backward pass, with double backward (of all of it: the update, its
+// gradients, and theirs), and without a graph beside torch::optim's own step.
 // `error` is the largest difference to operators in float64, relative to the norm, of the gradients or of the
 // parameters after three steps; `step_bytes` is what each of several updates in a row keeps alive.
 //
@@ -103,6 +104,27 @@ TensorList gradient_by(Problem problem, Way way) {
   return torch::autograd::grad(problem.parameters(), inputs, problem.cotangents);
 }
 
+/// The gradients' own derivatives along a direction: double backward.
+TensorList second_by(Problem problem, Way way) {
+  auto inputs = problem.parameters();
+  inputs.insert(inputs.end(), problem.gradients.begin(), problem.gradients.end());
+  for (auto& cotangent : problem.cotangents) cotangent = cotangent.detach().requires_grad_();
+  inputs.insert(inputs.end(), problem.cotangents.begin(), problem.cotangents.end());
+  const auto count = problem.parameters().size();
+  way(problem);
+  const auto gradients =
+      torch::autograd::grad(problem.parameters(), TensorList(inputs.begin() + count, inputs.begin() + 2 * count),
+                            problem.cotangents, /*retain_graph=*/true, /*create_graph=*/true);
+  TensorList direction;
+  for (const auto& gradient : gradients) direction.push_back(at::ones_like(gradient));
+  const auto found = torch::autograd::grad(gradients, inputs, direction, {}, false, /*allow_unused=*/true);
+  TensorList defined;
+  for (size_t i = 0; i < found.size(); ++i) {
+    defined.push_back(found[i].defined() ? found[i] : at::zeros_like(inputs[i]));
+  }
+  return defined;
+}
+
 double difference(const TensorList& a, const TensorList& b) {
   const auto norm = [](const TensorList& list) {
     double squares = 0;
@@ -132,6 +154,13 @@ void update_and_backward(benchmark::State& state, Kind kind, Way way) {
   const Problem exact(kind, state.range(0), state.range(1), at::kDouble);
   state.counters["error"] = difference(gradient_by(problem, way), gradient_by(exact, plain));
   state.counters["step_bytes"] = step_bytes(problem, way);
+}
+
+void double_backward(benchmark::State& state, Kind kind, Way way) {
+  const Problem problem(kind, state.range(0), state.range(1));
+  for (auto _ : state) benchmark::DoNotOptimize(second_by(problem, way));
+  const Problem exact(kind, state.range(0), state.range(1), at::kDouble);
+  state.counters["error"] = difference(second_by(problem, way), second_by(exact, plain));
 }
 
 TensorList exact_steps(Kind kind, int64_t numel, int64_t tensors) {
@@ -169,6 +198,9 @@ void sizes(benchmark::internal::Benchmark* benchmark) {
   BENCHMARK_CAPTURE(update_and_backward, kind##_plain, kind, plain)->Apply(sizes); \
   BENCHMARK_CAPTURE(update_and_backward, kind##_flat, kind, flat)->Apply(sizes);   \
   BENCHMARK_CAPTURE(update_and_backward, kind##_fused, kind, fused)->Apply(sizes); \
+  BENCHMARK_CAPTURE(double_backward, kind##_plain, kind, plain)->Apply(sizes);     \
+  BENCHMARK_CAPTURE(double_backward, kind##_flat, kind, flat)->Apply(sizes);       \
+  BENCHMARK_CAPTURE(double_backward, kind##_fused, kind, fused)->Apply(sizes);     \
   BENCHMARK_CAPTURE(step_of_torch, kind, kind)->Apply(sizes);                      \
   BENCHMARK_CAPTURE(step_of_ours, kind, kind)->Apply(sizes);
 

@@ -5,18 +5,19 @@
 #include <cstdio>
 
 #include "gimli/gimli.h"
-#include "gimli/nn/mlp.h"
 
 namespace gimli::optim {
 namespace {
 
 using torch::Tensor;
 
-/// A regression by a small network of rectifiers, of whose first layer some units may be dead, after some steps.
+/// A regression by a small network: a smooth one, or one of rectifiers some of which are dead.
 struct Problem {
   Problem(at::ScalarType dtype, bool dead) {
     torch::manual_seed(1);
-    model = nn::mlp({1, 20, 20, 1});
+    using torch::nn::Functional, torch::nn::Linear;
+    const auto activation = [&] { return dead ? Functional(torch::relu) : Functional(torch::tanh); };
+    model = torch::nn::Sequential(Linear(1, 20), activation(), Linear(20, 20), activation(), Linear(20, 1));
     model->to(torch::kDouble);
     x = torch::linspace(-2, 2, 20, torch::kDouble).unsqueeze(1).to(dtype);
     y = torch::sin(3 * x);

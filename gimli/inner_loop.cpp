@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <algorithm>
+#include <optional>
 #include <unordered_map>
 
 #include "gimli/optim/registry.h"
@@ -47,7 +49,7 @@ struct Lent {
 }  // namespace
 
 InnerState InnerState::detach() const {
-  InnerState result{detached(parameters), optimizer, detached(buffers), step};
+  InnerState result{detached(parameters), optimizer, detached(buffers), step, rules};
   for (auto& state : result.optimizer) state.slots = detached(std::move(state.slots));
   return result;
 }
@@ -71,7 +73,7 @@ InnerLoop::InnerLoop(ModelTensors model, optim::Optimizer optimizer, InnerLoopOp
                   ", shape ", parameter.sizes(), ") that the model does not have");
       auto& group = setup->group_of[found->second];
       TORCH_CHECK(!group, "InnerLoop: parameter '", parameters.names[found->second],
-                  "' is in more than one group of the optimizers");
+                  "' is there twice in the groups of the optimizers");
       if (!parameter.requires_grad()) continue;
       group = &groups[g];
       setup->adapted[g].indices.push_back(i);
@@ -85,6 +87,9 @@ InnerLoop::InnerLoop(ModelTensors model, optim::Optimizer optimizer, InnerLoopOp
     if (setup->group_of[i] && setup->options.graph() == Graph::none) value = value.detach().requires_grad_();
     state_.parameters.push_back(std::move(value));
   }
+  std::vector<std::string> rules;
+  for (const auto* group : setup->group_of) rules.push_back(group ? group->rule->name() : "");
+  state_.rules = std::make_shared<const std::vector<std::string>>(std::move(rules));
   for (const auto& buffer : setup->model.buffers.tensors) state_.buffers.push_back(resolve(buffer).detach().clone());
   setup_ = std::move(setup);
   if (setup_->options.history()) history_.push_back(state_.parameters);
@@ -144,17 +149,26 @@ TensorList InnerLoop::gradients_of(const at::Tensor& loss) const {
 }
 
 void InnerLoop::update(const TensorList& gradients) {
+  const auto adapts_any = [](const Adapted& adapted) { return !adapted.positions.empty(); };
+  const bool several = std::count_if(setup_->adapted.begin(), setup_->adapted.end(), adapts_any) > 1;
+  // A rule leaves alone what is held here too. One group needs no other guarantee than its rule's, and may have memory
+  // written over.
+  const auto before = several ? std::optional(state_) : std::nullopt;
+  try {
+    update_groups(gradients);
+  } catch (...) {
+    if (before) state_ = *before;
+    throw;
+  }
+}
+
+void InnerLoop::update_groups(const TensorList& gradients) {
   const auto& groups = setup_->optimizer.groups();
-  std::vector<std::vector<optim::Values>> hyperparameters;  // all of them first: a schedule may throw
   for (size_t g = 0; g < groups.size(); ++g) {
     const auto& [indices, positions] = setup_->adapted[g];
-    hyperparameters.push_back(groups[g].values_at(state_.step, indices, picked(state_.parameters, positions)));
-  }
-  // What the past has, a graph or a branch, is held there too, and a rule leaves it alone.
-  for (size_t g = 0; g < groups.size(); ++g) {
-    const auto& positions = setup_->adapted[g].positions;
+    const auto values = groups[g].values_at(state_.step, indices, picked(state_.parameters, positions));
     Lent lent(state_, positions);
-    groups[g].rule->update_all(lent.iterates, picked(gradients, positions), hyperparameters[g]);
+    groups[g].rule->update_all(lent.iterates, picked(gradients, positions), values);
   }
 }
 
@@ -166,9 +180,21 @@ void InnerLoop::set_state(InnerState state) {
                   state.optimizer.size() == model.parameters.size(),
               "InnerLoop::set_state: the state has ", state.parameters.size(), " parameters and ", state.buffers.size(),
               " buffers, the model has ", model.parameters.size(), " and ", model.buffers.size());
+  TORCH_CHECK(!state.rules || *state.rules == *state_.rules, "InnerLoop::set_state: the state was made by ",
+              c10::Join(", ", *state.rules), ", one a parameter, and this loop adapts by ",
+              c10::Join(", ", *state_.rules));
+  for (size_t i = 0; i < state.parameters.size(); ++i) {
+    const auto &parameter = state.parameters[i], &own = model.parameters.tensors[i];
+    TORCH_CHECK(parameter.defined() && parameter.sizes() == own.sizes() && parameter.scalar_type() == own.scalar_type(),
+                "InnerLoop::set_state: the state has '", model.parameters.names[i], "' as ",
+                parameter.defined() ? c10::str(parameter.scalar_type(), " of shape ", parameter.sizes()) : "undefined",
+                ", expected ", own.scalar_type(), " of shape ", own.sizes());
+  }
+  TORCH_CHECK(state.step >= 0, "InnerLoop::set_state: expected a state of step 0 or later, got ", state.step);
+  state.rules = state_.rules;
   TORCH_CHECK(!setup_->options.history() || state.step <= static_cast<int64_t>(history_.size()),
-              "InnerLoop::set_state: the state is of step ", state.step, ", past the ", history_.size(),
-              " whose weights this loop has kept");
+              "InnerLoop::set_state: the state is of step ", state.step, ", and the history of this loop ends at step ",
+              static_cast<int64_t>(history_.size()) - 1);
   state_ = std::move(state);
   for (size_t i = 0; i < state_.parameters.size(); ++i) {
     auto& parameter = state_.parameters[i];

@@ -32,6 +32,8 @@ struct InnerState {
   std::vector<optim::ParameterState> optimizer;  ///< one a parameter; empty for frozen ones
   TensorList buffers;                            ///< e.g. running statistics; never written to, but replaced
   int64_t step = 0;
+  /// The names of the rules that adapt the parameters, empty for frozen ones.
+  std::shared_ptr<const std::vector<std::string>> rules = nullptr;
 
   /// The same values, outside any graph.
   InnerState detach() const;
@@ -69,6 +71,7 @@ class InnerLoop final {
   }
 
   /// One step on the loss that `closure()` returns, computed with the fast weights under the model. Returns the loss.
+  /// If it throws, parameters and optimizer are what they were; buffers are what the closure made of them.
   template <class Closure>
   requires std::is_invocable_r_v<at::Tensor, Closure> at::Tensor step(Closure&& closure) {
     at::AutoGradMode with_gradient(true);
@@ -91,7 +94,7 @@ class InnerLoop final {
   /// The fast weights after `step` steps; needs the option `history`.
   const TensorList& parameters(int64_t step) const;
 
-  /// Goes on from `state`, which a loop on this model made.
+  /// Goes on from `state`, which a loop on this model with the same kinds of optimizers made.
   void set_state(InnerState state);
 
   /// Copies weights and buffers into a model of the same structure.
@@ -116,6 +119,7 @@ class InnerLoop final {
   TensorList writable_buffers() const;
   TensorList gradients_of(const at::Tensor& loss) const;
   void update(const TensorList& gradients);
+  void update_groups(const TensorList& gradients);
 
   std::shared_ptr<const Setup> setup_;
   InnerState state_;

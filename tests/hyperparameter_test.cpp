@@ -59,6 +59,15 @@ TEST(Hyperparameter, refuses_what_does_not_fit) {
   expect_error([&] { update(at::ones({}, at::kLong)); }, "got Long of shape []");
   expect_error([&] { update(at::Tensor()); }, "got an undefined tensor");
   expect_error([&] { update(Hyperparameter([](int64_t) { return TensorList{scalar(1)}; })); }, "got 1 tensors");
+  expect_error([&] { update(Hyperparameter([](int64_t) { return TensorList(3, scalar(1)); })); }, "got 3 tensors");
+  expect_error([&] { sgd.set("lr", std::function<Value(int64_t)>()); }, "'lr': got an empty function of the step");
+  expect_error([&] { sgd.set("momentum", -0.5); }, "SGD: expected momentum in [0, 1), got -0.5");
+  Course low(Optimizer(SGD(0.1), {values({2}, 0).to(at::kBFloat16)}).set("lr", at::ones({2})));
+  expect_error([&] { low.update({values({2}, 1).to(at::kBFloat16)}); }, "one value an element takes parameters of");
+
+  Optimizer both{Optimizer(SGD(0.1), {start[0]}), Optimizer(SGD(0.2), start)};
+  expect_error([&] { both.set("lr", TensorList{scalar(1)}); }, "got 1 tensors");
+  EXPECT_TRUE(both.groups()[0].value("lr").is_number());  // nothing changed
 }
 
 // ---------------------------------------------------------------- learned hyperparameters
@@ -149,10 +158,11 @@ TEST(Learn, every_continuous_option_of_libtorch_is_written_back) {
       const auto learned = learn(inner, {name}, LearnOptions().domain(Domain::real));
       {
         torch::NoGradGuard no_gradient;
-        for (const auto& tensor : learned.tensors()) tensor.add_(0.03125);
+        for (const auto& tensor : learned.tensors()) tensor.mul_(0.5).add_(0.015625);
       }
       learned.copy_to(*optimizer);
-      EXPECT_EQ(Optimizer(*optimizer).groups()[0].value(name).number(), before.value(name).number() + 0.03125) << name;
+      EXPECT_EQ(Optimizer(*optimizer).groups()[0].value(name).number(), 0.5 * before.value(name).number() + 0.015625)
+          << name;
     }
   }
 }
@@ -167,7 +177,13 @@ TEST(Learn, refuses_what_it_cannot_learn_or_write) {
   expect_error([&] { learn(inner, {"weight_decay"}); }, "expected a start above 0");
   expect_error([&] { learn(inner, {"lr", "nesterov"}); }, "no parameter group has a hyperparameter 'nesterov'");
   expect_error([&] { learn(inner, {"lr"}, LearnOptions().steps(0)); }, "learn: expected at least 1 step, got 0");
+  expect_error([&] { learn(inner, {"lr", "lr"}); }, "learn: 'lr' is named more than once");
   EXPECT_TRUE(inner.groups()[0].value("lr").is_number());  // nothing changed
+  torch::optim::Adam adam(parameters, torch::optim::AdamOptions(0.7));
+  Optimizer again(sgd);
+  const auto of_sgd = learn(again, {"lr"});
+  expect_error([&] { of_sgd.copy_to(adam); }, "'lr.0' was learned for SGD, the optimizer is Adam");
+  EXPECT_EQ(static_cast<torch::optim::AdamOptions&>(adam.param_groups()[0].options()).lr(), 0.7);
   EXPECT_EQ(learn(inner, {"momentum"}, LearnOptions().domain(Domain::real)).tensors().size(), 1u);
   expect_error([&] { learn(inner, {"momentum"}); }, "learn: 'momentum' of group 0 is not a number any more");
 
@@ -191,7 +207,7 @@ TEST(Optimizer, sets_all_groups_or_one_and_joins) {
   const auto value = [&](size_t group, const std::string& name) {
     const auto& g = both.groups()[group];
     const auto index = std::find(g.names.begin(), g.names.end(), name) - g.names.begin();
-    return g.values[index].at(0, {0}, g.parameters, name)[0].number();
+    return g.values[index].number();
   };
   both.set("lr", 0.5);
   EXPECT_EQ(value(0, "lr"), 0.5);

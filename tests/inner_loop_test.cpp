@@ -4,6 +4,8 @@
 #include <torch/torch.h>
 
 #include "expect.h"
+#include "gimli/optim/rules/muon.h"
+#include "gimli/optim/rules/rmsprop.h"
 #include "gimli/optim/rules/sgd.h"
 #include "memory_meter.h"
 
@@ -192,7 +194,7 @@ TEST_F(InnerLoopTest, SeveralGroupsAndSeveralOptimizers) {
   for (int i : {0, 1, 2, 3}) EXPECT_TRUE(torch::equal(a[i], b[i])) << i;
   EXPECT_TRUE(torch::allclose((b[4] - p[4]).abs(), torch::full_like(p[4], 0.02), 1e-5));
 
-  expect_error([&] { InnerLoop(model, {body, groups}); }, "parameter '0.weight' is in more than one group");
+  expect_error([&] { InnerLoop(model, {body, groups}); }, "parameter '0.weight' is there twice in the groups");
   nn::Linear stranger(2, 7);
   torch::optim::SGD other(stranger->parameters(), 0.1);
   expect_error([&] { InnerLoop(model, other); },
@@ -405,6 +407,46 @@ TEST_F(InnerLoopTest, AFailedUpdateChangesNothing) {
   expect_error([&] { step(inner, 1); }, "expands to the shape [1]");
   expect_equal(inner.parameters(), model->parameters());
   EXPECT_EQ(inner.state().step, 0);
+}
+
+// The second group's rule throws when the first has been updated.
+TEST_F(InnerLoopTest, AFailedUpdateOfOneGroupChangesNone) {
+  const auto parameters = model->parameters();
+  optim::Optimizer matrices(optim::Muon(0.1), {parameters[0]});
+  matrices.set("eps", torch::ones_like(parameters[0]));
+  const optim::Optimizer both{optim::Optimizer(optim::SGD(0.1), TensorList(parameters.begin() + 1, parameters.end())),
+                              matrices};
+  for (const auto graph : {Graph::full, Graph::none}) {
+    InnerLoop inner(model, both, InnerLoopOptions().graph(graph).history(true));
+    for (int attempt = 0; attempt < 2; ++attempt) {
+      expect_error([&] { step(inner, 1); }, "expected one value a tensor");
+      expect_equal(inner.parameters(), model->parameters());
+      expect_equal(inner.parameters(0), inner.parameters());
+      EXPECT_EQ(inner.state().step, 0);
+      EXPECT_EQ(inner.state().optimizer[1].step, 0);
+    }
+  }
+}
+
+TEST_F(InnerLoopTest, TakesOnlyStatesOfItsOwnKind) {
+  const auto state_of = [&](const optim::Optimizer& optimizer) {
+    InnerLoop inner(model, optimizer);
+    step(inner, 1);
+    return inner.state().detach();
+  };
+  const auto parameters = model->parameters();
+  const auto sgd = state_of(optim::Optimizer(optim::SGD(0.1), parameters));
+  InnerLoop other(model, optim::Optimizer(optim::RMSprop(0.1), parameters));
+  expect_error([&] { other.set_state(sgd); }, "InnerLoop::set_state: the state was made by SGD, SGD,");
+  const auto frozen = state_of(optim::Optimizer(optim::RMSprop(0.1), {parameters[0]}));
+  expect_error([&] { other.set_state(frozen); }, "the state was made by RMSprop, ,");
+  auto reshaped = state_of(optim::Optimizer(optim::RMSprop(0.1), parameters));
+  reshaped.parameters[0] = torch::zeros({1}, f64);
+  expect_error([&] { other.set_state(reshaped); }, "' as Double of shape [1], expected Double of shape [");
+  auto early = state_of(optim::Optimizer(optim::RMSprop(0.1), parameters));
+  early.step = -1;
+  expect_error([&] { other.set_state(early); }, "expected a state of step 0 or later, got -1");
+  EXPECT_EQ(other.state().step, 0);
 }
 
 TEST_F(InnerLoopTest, CopiesStateOnlyIntoItsOwnKindOfOptimizer) {

@@ -289,6 +289,75 @@ TEST(Optim, lbfgs_makes_an_iteration_a_step_and_takes_no_line_search) {
   expect_error([&] { Optimizer{searching}; }, "LBFGS: a line search (strong_wolfe) is not differentiable");
 }
 
+// Where it is at a minimum to its tolerances torch.optim stays, and so does it; it makes no NaN disappear.
+TEST(Optim, lbfgs_has_the_tolerances_of_torch) {
+  using Tolerances = std::pair<double, double>;
+  for (const auto& [gradient, change] : {Tolerances{1e-7, 1e-9}, {0.1, 1e-9}, {1e-7, 0.05}, {1e-7, 10}, {10, 1e-9}}) {
+    const auto H = at::diag(at::tensor({1.0, 3.0, 9.0}, at::kDouble));
+    const auto point = std::make_shared<Point>(values({3}, 7));
+    const auto loss = [&] { return 0.5 * point->theta.dot(H.mv(point->theta)); };
+    torch::optim::LBFGS lbfgs(
+        {point->theta}, torch::optim::LBFGSOptions(0.9).max_iter(1).tolerance_grad(gradient).tolerance_change(change));
+    InnerLoop inner(point, lbfgs);
+    for (int k = 0; k < 8; ++k) {
+      inner.step(loss);
+      lbfgs.step([&] {
+        lbfgs.zero_grad();
+        const auto value = loss();
+        value.backward();
+        return value;
+      });
+      expect_near(inner.parameters()[0], point->theta, 1e-12);
+    }
+  }
+  Course course(Optimizer(LBFGS(), {values({2}, 0)}));
+  course.update({at::tensor({std::nan(""), 1.0}, at::kDouble)});
+  EXPECT_TRUE(course.parameters[0].isnan().any().item<bool>());
+}
+
+TEST(Optim, adafactor_takes_the_machine_epsilon_of_the_dtype) {
+  for (const auto dtype : {at::kDouble, at::kFloat}) {
+    const double epsilon = dtype == at::kDouble ? std::pow(2, -52) : std::pow(2, -23);
+    const auto start = values({2, 2}, 0).to(dtype), gradient = values({2, 2}, 1).to(dtype) * epsilon;
+    Course given(Optimizer(Adafactor(AdafactorOptions().eps1(epsilon)), {start}));
+    Course own(Optimizer(Adafactor(), {start}));
+    given.update({gradient});
+    own.update({gradient});
+    EXPECT_TRUE(at::equal(given.parameters[0], own.parameters[0]));
+    EXPECT_FALSE(at::equal(own.parameters[0], start));
+  }
+}
+
+// Squares of numbers of this size are infinite in half precision.
+TEST(Optim, norms_do_not_overflow_in_half_precision) {
+  const auto large = at::full({2, 2}, 300, at::kHalf), small = at::full({2, 2}, 1, at::kHalf);
+  for (const auto& rule : {Optimizer(LAMB(0.1), {large}), Optimizer(Adafactor(0.01), {large})}) {
+    Course course(rule);
+    course.update({small});
+    const auto change = (large - course.parameters[0]).to(at::kFloat);
+    EXPECT_TRUE(change.gt(1).logical_and(change.lt(60)).all().item<bool>()) << change;
+  }
+  EXPECT_TRUE(at::allclose(clip_by_norm(1)({large}, {large}, 0)[0].to(at::kFloat), at::full({2, 2}, 0.5f), 1e-3));
+  EXPECT_TRUE(at::allclose(adaptive_clip(0.1)({large}, {small}, 0)[0].to(at::kFloat), at::full({2, 2}, 0.1f), 1e-3));
+}
+
+TEST(Optim, copied_state_has_what_the_options_of_its_new_place_need) {
+  const auto parameters = requires_grad({values({3}, 0)});
+  const auto step_after = [&](auto from, auto to) {
+    Course course(from);
+    course.update({values({3}, 1)});
+    copy_states(course.states, parameters, to);
+    parameters[0].mutable_grad() = values({3}, 2);
+    to.step();
+    EXPECT_TRUE(parameters[0].isfinite().all().item<bool>());
+  };
+  using torch::optim::AdamOptions;
+  step_after(torch::optim::Adam(parameters), torch::optim::Adam(parameters, AdamOptions().amsgrad(true)));
+  using torch::optim::RMSpropOptions;
+  step_after(torch::optim::RMSprop(parameters), torch::optim::RMSprop(parameters, RMSpropOptions().centered(true)));
+  step_after(torch::optim::RMSprop(parameters), torch::optim::RMSprop(parameters, RMSpropOptions().momentum(0.5)));
+}
+
 TEST(Optim, maximize_climbs) {
   for (const auto& row : update_baselines) {
     if (!has(row.options, "maximize")) continue;
@@ -312,6 +381,24 @@ TEST(Optim, refuses_what_a_rule_cannot_take) {
                "Muon: expected adjust_lr_fn \"original\" or \"match_rms_adamw\", got \"none\"");
   expect_error([] { Muon(MuonOptions().ns_steps(100)); }, "Muon: expected 0 to 99 ns_steps, got 100");
   expect_error([] { LBFGS(LBFGSOptions().history_size(0)); }, "LBFGS: expected a history_size of at least 1, got 0");
+  expect_error([] { Adafactor(AdafactorOptions().beta2_decay(0.8)); },
+               "Adafactor: expected a beta2_decay of at most 0, got 0.8");
+  expect_error([] { Adafactor(AdafactorOptions().d(0.5)); }, "Adafactor: expected d of at least 1, got 0.5");
+  expect_error(
+      [] {
+        Rprop(RpropOptions().etas({1.2, 0.5}));
+      },
+      "Rprop: expected etas below and above 1, got 1.2 and 0.5");
+  expect_error([] { Rprop(RpropOptions().step_sizes({2, 1})); }, "Rprop: expected step_sizes in ascending order");
+  expect_error(
+      [] {
+        Optimizer(Adam(AdamOptions().betas({0.9, 1})), {values({2}, 0)});
+      },
+      "Adam: expected beta2 in [0, 1), got 1");
+  expect_error([] { Optimizer(SGD(SGDOptions(-0.1)), {values({2}, 0)}); }, "SGD: expected lr of at least 0, got -0.1");
+  expect_error([] { Optimizer(SGD(SGDOptions(NAN)), {values({2}, 0)}); }, "SGD: expected lr of at least 0, got nan");
+  expect_error([] { Optimizer(SGD(0.1), {at::ones({2}, at::kComplexDouble)}); },
+               "SGD: expected parameters of floating point, got ComplexDouble as number 0");
   for (const auto& [name, family] : families) {
     const auto row = std::find_if(update_baselines.begin(), update_baselines.end(),
                                   [wanted = name](const auto& r) { return r.optimizer == wanted; });

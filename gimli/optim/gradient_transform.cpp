@@ -41,10 +41,11 @@ TensorList map_defined(TensorList list, Function function) {
 
 /// The 2-norm of each unit, in a shape that expands to that of x.
 at::Tensor unit_norms(const at::Tensor& x) {
-  if (x.dim() < 2) return root((x * x).sum());
+  const auto squares = widened(x).square();
+  if (x.dim() < 2) return root(squares.sum()).to(x.scalar_type());
   std::vector<int64_t> others(x.dim() - 1);
   std::iota(others.begin(), others.end(), 1);
-  return root((x * x).sum(others, /*keepdim=*/true));
+  return root(squares.sum(others, /*keepdim=*/true)).to(x.scalar_type());
 }
 
 /// The finalizer of splitmix64.
@@ -72,13 +73,14 @@ GradientTransform clip_by_norm(Value max_norm) {
     at::Tensor sum_of_squares;
     for (const auto& g : gradients) {
       if (!g.defined()) continue;
-      const auto squares = (g * g).sum();
+      const auto squares = widened(g).square().sum();
       sum_of_squares = sum_of_squares.defined() ? sum_of_squares + squares : squares;
     }
     if (!sum_of_squares.defined()) return gradients;
     const auto norm = root(sum_of_squares);
     const auto scale = (beside(norm, max_norm) / (norm + 1e-6)).clamp_max(1);
-    return map_defined(std::move(gradients), [&](const at::Tensor& g, size_t) { return g * scale; });
+    return map_defined(std::move(gradients),
+                       [&](const at::Tensor& g, size_t) { return g * scale.to(g.scalar_type()); });
   };
 }
 

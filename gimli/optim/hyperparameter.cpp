@@ -23,7 +23,13 @@ Value fitting(const at::Tensor& tensor, const at::Tensor& parameter, const std::
               "hyperparameter '", name, "': expected a floating-point tensor that expands to the shape ",
               parameter.sizes(), " of its parameter, got ",
               tensor.defined() ? c10::str(tensor.scalar_type(), " of shape ", tensor.sizes()) : "an undefined tensor");
-  return tensor.to(tensor.dim() == 0 ? at::kDouble : parameter.scalar_type());
+  if (tensor.dim() == 0) return tensor.to(at::kDouble);
+  const auto dtype = parameter.scalar_type();
+  TORCH_CHECK(dtype == at::kFloat || dtype == at::kDouble, "hyperparameter '", name,
+              "': one value an element takes "
+              "parameters of float32 or float64, got ",
+              dtype, ", in which 0.999 is 1; give one value a tensor");
+  return tensor.to(dtype);
 }
 
 /// What multiplies x: next to a 0-dimensional x, a float64 tensor would make the result float64.
@@ -111,19 +117,21 @@ void check_scalar(const Value& a, const char* of) {
               a.tensor().sizes());
 }
 
+at::Tensor widened(const at::Tensor& x) { return x.to(at::promote_types(x.scalar_type(), at::kFloat)); }
+
 at::Tensor root(const at::Tensor& x) { return Root::apply(x); }
 
-Values Hyperparameter::at(int64_t step, const std::vector<size_t>& indices, const TensorList& parameters,
+Values Hyperparameter::at(int64_t step, size_t count, const std::vector<size_t>& indices, const TensorList& parameters,
                           const std::string& name) const {
   if (const auto* schedule = std::get_if<std::function<Hyperparameter(int64_t)>>(&value_)) {
-    return (*schedule)(step).at(step, indices, parameters, name);
+    const auto now = (*schedule)(step);
+    now.check(count, name);
+    return now.at(step, count, indices, parameters, name);
   }
   Values values;
   values.reserve(indices.size());
   if (const auto* list = std::get_if<TensorList>(&value_)) {
     for (size_t i = 0; i < indices.size(); ++i) {
-      TORCH_CHECK(indices[i] < list->size(), "hyperparameter '", name, "': got ", list->size(),
-                  " tensors, expected one for each parameter of the group");
       values.push_back(fitting((*list)[indices[i]], parameters[i], name));
     }
     return values;
@@ -157,6 +165,8 @@ void Hyperparameter::check(size_t count, const std::string& name) const {
     TORCH_CHECK(list->size() == count, "hyperparameter '", name, "': got ", list->size(),
                 " tensors, expected one for each of the group's ", count, " parameters");
   }
+  const auto* schedule = std::get_if<std::function<Hyperparameter(int64_t)>>(&value_);
+  TORCH_CHECK(!schedule || *schedule, "hyperparameter '", name, "': got an empty function of the step");
 }
 
 }  // namespace gimli::optim

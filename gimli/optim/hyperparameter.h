@@ -63,6 +63,9 @@ at::Tensor as_tensor(const Value& a, const at::Tensor& x);
 /// Refuses a hyperparameter given per element where a rule needs one value a tensor; `of` names the two in the error.
 void check_scalar(const Value& a, const char* of);
 
+/// x in at least single precision: squares of half-precision numbers overflow.
+at::Tensor widened(const at::Tensor& x);
+
 /// The square root with derivative 0 at 0, where the plain one has none: a unit that is dead from the first step on has
 /// a second moment of exactly 0, and its update, proportional to m / (sqrt(v) + eps), is differentiable there. Right to
 /// any order.
@@ -88,9 +91,9 @@ class Hyperparameter final {
   requires std::is_invocable_v<Schedule, int64_t> Hyperparameter(Schedule schedule)
       : value_(std::function<Hyperparameter(int64_t)>(std::move(schedule))) {}
 
-  /// The values at `step` for those of the group's parameters that `indices` names, whose values `parameters` are now;
+  /// The values at `step` for those of the group's `count` parameters that `indices` names, which `parameters` are now;
   /// `name` is used in errors. What is the same for all of them is one tensor.
-  Values at(int64_t step, const std::vector<size_t>& indices, const TensorList& parameters,
+  Values at(int64_t step, size_t count, const std::vector<size_t>& indices, const TensorList& parameters,
             const std::string& name) const;
 
   bool is_number() const;
@@ -99,7 +102,7 @@ class Hyperparameter final {
   /// Whether it holds the result of an operator, and not a function or tensors that are leaves.
   bool is_computed() const;
 
-  /// Refuses a list that does not have one tensor for each of `count` parameters.
+  /// Refuses a list that does not have one tensor for each of `count` parameters, and an empty function.
   void check(size_t count, const std::string& name) const;
 
  private:

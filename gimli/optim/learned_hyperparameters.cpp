@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "gimli/optim/registry.h"
@@ -47,11 +48,14 @@ LearnedHyperparameters learn(Optimizer& optimizer, const std::vector<std::string
   learned.options_ = options;
   auto changed = optimizer;
   for (const auto& name : hyperparameters) {
+    TORCH_CHECK(std::count(hyperparameters.begin(), hyperparameters.end(), name) == 1, "learn: '", name,
+                "' is named more than once");
     bool known = false;
     for (size_t g = 0; g < optimizer.groups().size(); ++g) {
       const auto& group = optimizer.groups()[g];
       if (!group.has(name)) continue;
       known = true;
+      if (group.parameters.empty()) continue;
       const auto spec = group.spec(name);
       const auto domain = options.domain().value_or(spec.domain);
       TORCH_CHECK(group.value(name).is_number(), "learn: '", name, "' of group ", g, " is not a number any more");
@@ -61,10 +65,10 @@ LearnedHyperparameters learn(Optimizer& optimizer, const std::vector<std::string
 
       const auto add = [&](std::string label, std::vector<int64_t> shape, at::ScalarType dtype) {
         if (options.steps()) shape.insert(shape.begin(), *options.steps());
-        const auto like = group.parameters.at(0).options().dtype(dtype);
+        const auto like = group.parameters[0].options().dtype(dtype);
         learned.meta_parameters_.names.push_back(std::move(label));
         learned.meta_parameters_.tensors.push_back(at::full(shape, start, like).requires_grad_());
-        learned.origins_.push_back({g, name, domain});
+        learned.origins_.push_back({g, group.rule->name(), name, domain});
         return learned.meta_parameters_.tensors.back();
       };
       const auto label = c10::str(name, ".", g);
@@ -113,6 +117,9 @@ void LearnedHyperparameters::copy_to(torch::optim::Optimizer& optimizer) const {
   for (size_t i = 0; i < origins_.size(); ++i) {
     TORCH_CHECK(origins_[i].group < groups.size(), "LearnedHyperparameters::copy_to: '", now.names[i],
                 "' is of a group that the optimizer does not have, it has ", groups.size());
+    const auto kind = translation.rule(groups[origins_[i].group].options())->name();
+    TORCH_CHECK(kind == origins_[i].rule, "LearnedHyperparameters::copy_to: '", now.names[i], "' was learned for ",
+                origins_[i].rule, ", the optimizer is ", kind);
     TORCH_CHECK(now.tensors[i].numel() == 1, "LearnedHyperparameters::copy_to: '", now.names[i], "' has ",
                 now.tensors[i].numel(), " values for one group; give each tensor a group of its own");
   }

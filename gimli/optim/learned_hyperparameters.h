@@ -43,7 +43,8 @@ class LearnedHyperparameters final {
   NamedTensors values() const;
 
   /// Writes the values into the options of a torch::optim optimizer with the groups that these were read from. It has
-  /// one number a group: refuses values per step or element, and per tensor where a group has several tensors.
+  /// one number a group: refuses values per step or element, and per tensor where a group has several tensors; and
+  /// hyperparameters of another kind of optimizer. If it throws, nothing was written.
   void copy_to(torch::optim::Optimizer& optimizer) const;
 
  private:
@@ -51,7 +52,7 @@ class LearnedHyperparameters final {
 
   struct Origin {
     size_t group;
-    std::string hyperparameter;
+    std::string rule, hyperparameter;
     Domain domain;
   };
 

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <cmath>
+
 #include "gimli/optim/registry.h"
 
 namespace gimli::optim {
@@ -46,10 +48,17 @@ at::Tensor decayed(const at::Tensor& theta, const Value& lr, const Value& weight
 
 ParameterGroup::ParameterGroup(std::shared_ptr<const UpdateRule> update_rule, TensorList group_parameters)
     : rule(std::move(update_rule)), parameters(std::move(group_parameters)) {
-  for (const auto& parameter : parameters) states.push_back(rule->init(parameter));
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    TORCH_CHECK(parameters[i].defined() && parameters[i].is_floating_point(), rule->name(),
+                ": expected parameters of floating point, got ",
+                parameters[i].defined() ? c10::str(parameters[i].scalar_type()) : "an undefined tensor", " as number ",
+                i);
+    states.push_back(rule->init(parameters[i]));
+  }
   for (auto& spec : rule->hyperparameters()) {
     names.push_back(std::move(spec.name));
     values.emplace_back(spec.value);
+    check(names.back(), values.back());
   }
 }
 
@@ -70,8 +79,21 @@ HyperparameterSpec ParameterGroup::spec(const std::string& name) const {
 
 const Hyperparameter& ParameterGroup::value(const std::string& name) const { return values[position_of(name)]; }
 
-void ParameterGroup::set(const std::string& name, Hyperparameter value) {
+void ParameterGroup::check(const std::string& name, const Hyperparameter& value) const {
   value.check(parameters.size(), name);
+  if (!value.is_number()) return;
+  const auto domain = spec(name).domain;
+  const double x = value.number();
+  TORCH_CHECK(std::isfinite(x) && (domain == Domain::real || x >= 0) && (domain != Domain::unit || x < 1), rule->name(),
+              ": expected ", name,
+              domain == Domain::unit   ? " in [0, 1)"
+              : domain == Domain::real ? " finite"
+                                       : " of at least 0",
+              ", got ", x);
+}
+
+void ParameterGroup::set(const std::string& name, Hyperparameter value) {
+  check(name, value);
   values[position_of(name)] = std::move(value);
 }
 
@@ -79,7 +101,7 @@ std::vector<Values> ParameterGroup::values_at(int64_t step, const std::vector<si
                                               const TensorList& parameters) const {
   std::vector<Values> result(indices.size());
   for (size_t h = 0; h < values.size(); ++h) {
-    const auto each = values[h].at(step, indices, parameters, names[h]);
+    const auto each = values[h].at(step, this->parameters.size(), indices, parameters, names[h]);
     for (size_t i = 0; i < indices.size(); ++i) result[i].push_back(each[i]);
   }
   return result;
@@ -106,11 +128,14 @@ Optimizer& Optimizer::set(const std::string& name, const Hyperparameter& value) 
   bool known = false;
   for (auto& group : groups_) {
     if (!group.has(name)) continue;
-    group.set(name, value);
+    group.check(name, value);
     known = true;
   }
   TORCH_CHECK(known, "Optimizer::set: no parameter group has a hyperparameter '", name,
               "'; the first has: ", groups_.empty() ? "none" : c10::Join(", ", groups_[0].names));
+  for (auto& group : groups_) {
+    if (group.has(name)) group.set(name, value);
+  }
   return *this;
 }
 

@@ -21,7 +21,7 @@ struct Iterate {
   ParameterState state;
 };
 
-/// Where a hyperparameter makes sense.
+/// Where a hyperparameter makes sense. A number may also be the end 0; a tensor is not looked at.
 enum class Domain {
   real,      ///< anywhere
   positive,  ///< above 0
@@ -71,7 +71,8 @@ at::Tensor descent(const at::Tensor& gradient, bool maximize, const Value& weigh
 /// Or decoupled weight decay (Loshchilov & Hutter 2019): (1 - lr weight_decay) theta.
 at::Tensor decayed(const at::Tensor& theta, const Value& lr, const Value& weight_decay);
 
-/// Parameters that share a rule and its hyperparameters.
+/// Parameters that share a rule and its hyperparameters. Refuses parameters that are not of floating point, and numbers
+/// outside of a hyperparameter's domain.
 struct ParameterGroup {
   ParameterGroup(std::shared_ptr<const UpdateRule> rule, TensorList parameters);
 
@@ -89,6 +90,9 @@ struct ParameterGroup {
   std::vector<ParameterState> states;  ///< of each parameter when an inner loop starts
   std::vector<std::string> names;      ///< of the hyperparameters, in the rule's order
   std::vector<Hyperparameter> values;  ///< likewise
+
+  /// Refuses a value that does not fit.
+  void check(const std::string& name, const Hyperparameter& value) const;
 
  private:
   size_t position_of(const std::string& name) const;

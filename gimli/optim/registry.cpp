@@ -64,12 +64,14 @@ Translation adam() {
         if (state.max_exp_avg_sq().defined()) to.slots.push_back(state.max_exp_avg_sq());
         return to;
       },
-      [](const ParameterState& state) {
+      [](const ParameterState& state, const Options& options) {
         State to;
         to.step(state.step);
         to.exp_avg(state.slots[0]);
         to.exp_avg_sq(state.slots[1]);
-        if (state.slots.size() > 2) to.max_exp_avg_sq(state.slots[2]);
+        if (options.amsgrad()) {
+          to.max_exp_avg_sq(state.slots.size() > 2 ? state.slots[2] : at::zeros_like(state.slots[1]));
+        }
         return to;
       },
       {{"lr", [](Options& to, double x) { to.lr(x); }},
@@ -128,12 +130,15 @@ Translation rmsprop() {
       [](const State& state) {
         return ParameterState{state.step(), {state.square_avg(), state.grad_avg(), state.momentum_buffer()}};
       },
-      [](const ParameterState& state) {
+      [](const ParameterState& state, const Options& options) {
+        const auto begun = [&](const at::Tensor& slot) {
+          return slot.defined() ? slot : at::zeros_like(state.slots[0]);
+        };
         State to;
         to.step(state.step);
         to.square_avg(state.slots[0]);
-        to.grad_avg(state.slots[1]);
-        to.momentum_buffer(state.slots[2]);
+        if (options.centered()) to.grad_avg(begun(state.slots[1]));
+        if (options.momentum() > 0) to.momentum_buffer(begun(state.slots[2]));
         return to;
       },
       {{"lr", [](Options& to, double x) { to.lr(x); }},
@@ -159,7 +164,8 @@ Translation lbfgs() {
       {{"lr", [](Options& to, double x) { to.lr(x); }}});
   translation.read = [](const from::Optimizer& optimizer, const TensorList& parameters) {
     std::vector<std::optional<ParameterState>> states(parameters.size());
-    const auto* state = static_cast<const State*>(find_state(optimizer, parameters.at(0)));
+    if (parameters.empty()) return states;
+    const auto* state = static_cast<const State*>(find_state(optimizer, parameters[0]));
     if (!state || state->n_iter() == 0) return states;
     int64_t begin = 0;
     for (size_t i = 0; i < parameters.size(); ++i) {
@@ -231,7 +237,7 @@ Translation translation_of(const torch::optim::Optimizer& optimizer) {
   auto& known = registry();
   const std::lock_guard lock(known.mutex);
   const auto found = known.translations.find(typeid(optimizer));
-  TORCH_CHECK(found != known.translations.end(), "InnerLoop: the optimizer ", c10::demangle(typeid(optimizer).name()),
+  TORCH_CHECK(found != known.translations.end(), "The optimizer ", c10::demangle(typeid(optimizer).name()),
               " is not supported; register an update rule for it with gimli::optim::register_optimizer");
   return found->second;
 }
@@ -246,6 +252,16 @@ const torch::optim::OptimizerParamState* find_state(const torch::optim::Optimize
                                                     const at::Tensor& parameter) {
   const auto found = optimizer.state().find(state_key(parameter));
   return found == optimizer.state().end() ? nullptr : found->second.get();
+}
+
+const torch::optim::OptimizerOptions& options_of(const torch::optim::Optimizer& optimizer,
+                                                 const at::Tensor& parameter) {
+  for (const auto& group : optimizer.param_groups()) {
+    for (const auto& held : group.params()) {
+      if (held.is_same(parameter)) return group.options();
+    }
+  }
+  TORCH_CHECK(false, "options_of: the optimizer does not hold the parameter (shape ", parameter.sizes(), ")");
 }
 
 void set_state(torch::optim::Optimizer& optimizer, const at::Tensor& parameter,

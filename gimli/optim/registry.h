@@ -32,6 +32,9 @@ const torch::optim::OptimizerParamState* find_state(const torch::optim::Optimize
 void set_state(torch::optim::Optimizer& optimizer, const at::Tensor& parameter,
                std::unique_ptr<torch::optim::OptimizerParamState> state);
 
+/// The options of the group that holds `parameter`.
+const torch::optim::OptimizerOptions& options_of(const torch::optim::Optimizer& optimizer, const at::Tensor& parameter);
+
 /// Writes detached copies of `states` into `optimizer` as those of `parameters`, which are of one of its groups.
 void copy_states(std::vector<ParameterState> states, const TensorList& parameters, torch::optim::Optimizer& optimizer);
 
@@ -57,8 +60,9 @@ Translation translate_options(Rule rule, Setters<Options> setters) {
 }
 
 /// Typed functions as a translation: `rule(const Options&)` returns an UpdateRule, `read(const State&)` a
-/// ParameterState, and `write(const ParameterState&)` a State. Where torch.optim has nothing to remember it keeps no
-/// state at all, and takes one for complete: a state all of whose slots are undefined is not written.
+/// ParameterState, and `write(const ParameterState&)` or `write(const ParameterState&, const Options&)` a State. Where
+/// torch.optim has nothing to remember it keeps no state at all, and takes one for complete: a state all of whose slots
+/// are undefined is not written.
 template <class Options, class State, class Rule, class Read, class Write>
 Translation translate(Rule rule, Read read, Write write, Setters<Options> setters) {
   auto translation = translate_options<Options>(std::move(rule), std::move(setters));
@@ -73,10 +77,17 @@ Translation translate(Rule rule, Read read, Write write, Setters<Options> setter
   translation.write = [write](const std::vector<ParameterState>& states, const TensorList& parameters,
                               torch::optim::Optimizer& optimizer) {
     for (size_t i = 0; i < states.size(); ++i) {
+      const auto state = [&] {
+        if constexpr (std::is_invocable_v<Write, const ParameterState&, const Options&>) {
+          return write(states[i], static_cast<const Options&>(options_of(optimizer, parameters[i])));
+        } else {
+          return write(states[i]);
+        }
+      };
       const auto& slots = states[i].slots;
       const bool nothing =
           !slots.empty() && std::none_of(slots.begin(), slots.end(), [](const auto& slot) { return slot.defined(); });
-      set_state(optimizer, parameters[i], nothing ? nullptr : std::make_unique<State>(write(states[i])));
+      set_state(optimizer, parameters[i], nothing ? nullptr : std::make_unique<State>(state()));
     }
   };
   return translation;

@@ -15,7 +15,7 @@ at::Tensor at_least(const at::Tensor& x, const Value& bound) {
   return at::clamp_min(x, bound.tensor().to(x.scalar_type()));
 }
 
-at::Tensor rms(const at::Tensor& x) { return root((x * x).mean()); }
+at::Tensor rms(const at::Tensor& x) { return root(widened(x).square().mean()); }
 
 Value machine_epsilon(const at::Tensor& x) {
   return AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "Adafactor",
@@ -23,6 +23,12 @@ Value machine_epsilon(const at::Tensor& x) {
 }
 
 }  // namespace
+
+Adafactor::Adafactor(AdafactorOptions options) : options_(options) {
+  TORCH_CHECK(options.beta2_decay() <= 0, "Adafactor: expected a beta2_decay of at most 0, got ",
+              options.beta2_decay());
+  TORCH_CHECK(options.d() >= 1, "Adafactor: expected d of at least 1, got ", options.d());
+}
 
 std::vector<HyperparameterSpec> Adafactor::hyperparameters() const {
   return {{"lr", options_.lr(), Domain::positive},     {"beta2_decay", options_.beta2_decay(), Domain::real},
@@ -33,7 +39,9 @@ std::vector<HyperparameterSpec> Adafactor::hyperparameters() const {
 ParameterState Adafactor::init(const at::Tensor& parameter) const {
   const auto zero = zeros(parameter, 1)[0];
   if (parameter.dim() < 2) return {0, {zero}};
-  return {0, {zero.narrow(-1, 0, 1).clone(), zero.narrow(-2, 0, 1).clone()}};
+  auto rows = parameter.sizes().vec(), columns = rows;
+  rows.end()[-1] = columns.end()[-2] = 1;
+  return {0, {zero.new_zeros(rows), zero.new_zeros(columns)}};
 }
 
 Iterate Adafactor::update(const at::Tensor& theta, const at::Tensor& gradient, const ParameterState& state,
@@ -58,7 +66,8 @@ Iterate Adafactor::update(const at::Tensor& theta, const at::Tensor& gradient, c
   const auto clipping = at_least(divide(rms(u), d), 1);
   const auto relative = at_least(rms(theta), eps2);
   const auto rate = minimum(lr, 1 / std::sqrt(t));
-  return {add_scaled(decayed(theta, lr, weight_decay), -rate, relative / clipping * u), {state.step + 1, slots}};
+  return {add_scaled(decayed(theta, lr, weight_decay), -rate, (relative / clipping).to(u.scalar_type()) * u),
+          {state.step + 1, slots}};
 }
 
 }  // namespace gimli::optim

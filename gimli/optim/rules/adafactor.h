@@ -29,7 +29,7 @@ struct AdafactorOptions {
 /// The slots are R [..., rows, 1] and C [..., 1, columns], or v. beta2_decay is one value a tensor.
 class Adafactor final : public UpdateRule {
  public:
-  explicit Adafactor(AdafactorOptions options = {}) : options_(options) {}
+  explicit Adafactor(AdafactorOptions options = {});
 
   std::string name() const override { return "Adafactor"; }
   std::vector<HyperparameterSpec> hyperparameters() const override;

@@ -6,9 +6,9 @@ namespace gimli::optim {
 namespace {
 
 at::Tensor trust_ratio(const at::Tensor& theta, const at::Tensor& r) {
-  const auto theta_norm = root((theta * theta).sum()), r_norm = root((r * r).sum());
+  const auto theta_norm = root(widened(theta).square().sum()), r_norm = root(widened(r).square().sum());
   const auto defined = (theta_norm > 0).logical_and(r_norm > 0);
-  const auto one = at::ones({}, theta.options());
+  const auto one = at::ones({}, theta_norm.options());
   return at::where(defined, theta_norm / at::where(defined, r_norm, one), one);
 }
 
@@ -33,7 +33,7 @@ Iterate LAMB::update(const at::Tensor& theta, const at::Tensor& gradient, const 
   const auto v = moving_average(beta2, state.slots[1], g * g);
   auto r = divide(m, 1 - pow(beta1, t)) / shift(root(divide(v, 1 - pow(beta2, t))), eps);
   if (!weight_decay.is_off()) r = add_scaled(r, weight_decay, theta);
-  return {add_scaled(theta, -lr, trust_ratio(theta, r) * r), {t, {m, v}}};
+  return {add_scaled(theta, -lr, trust_ratio(theta, r).to(r.scalar_type()) * r), {t, {m, v}}};
 }
 
 }  // namespace gimli::optim

@@ -11,8 +11,8 @@ struct Pair {
 };
 
 at::Tensor dot(const TensorList& a, const TensorList& b) {
-  auto sum = (a[0] * b[0]).sum();
-  for (size_t i = 1; i < a.size(); ++i) sum = sum + (a[i] * b[i]).sum();
+  auto sum = (widened(a[0]) * widened(b[0])).sum();
+  for (size_t i = 1; i < a.size(); ++i) sum = sum + (widened(a[i]) * widened(b[i])).sum();
   return sum;
 }
 
@@ -97,18 +97,20 @@ void LBFGS::update_all(std::vector<Iterate>& iterates, const TensorList& gradien
     for (const auto& tensor : g) signs.push_back(tensor.sign());
     shortening = dot(g, signs).reciprocal().clamp_max(1);
   }
-  const bool moves = dot(g, d).item<double>() <= -options_.tolerance_change();
+  const bool stays =
+      dot(g, d).item<double>() > -options_.tolerance_change();  // false for NaN, which is not to be hidden
+  std::vector<Iterate> next;
   for (size_t i = 0; i < iterates.size(); ++i) {
     const auto step = scale(shortening * hyperparameters[i][0], d[i]);
-    TensorList next{g[i], step};
+    TensorList kept{g[i], step};
     for (const auto& pair : history) {
-      next.push_back(pair.s[i]);
-      next.push_back(pair.y[i]);
+      kept.push_back(pair.s[i]);
+      kept.push_back(pair.y[i]);
     }
-    auto& [parameter, state] = iterates[i];
-    if (moves) parameter = parameter + step;
-    state = {state.step + 1, std::move(next)};
+    const auto& [parameter, state] = iterates[i];
+    next.push_back({stays ? parameter : parameter + step, {state.step + 1, std::move(kept)}});
   }
+  iterates = std::move(next);
 }
 
 Iterate LBFGS::update(const at::Tensor& parameter, const at::Tensor& gradient, const ParameterState& state,

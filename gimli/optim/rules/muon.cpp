@@ -19,10 +19,7 @@ double rate_scale(const std::string& function, const at::Tensor& theta) {
   return function == "original" ? std::sqrt(std::max(1.0, rows / columns)) : 0.2 * std::sqrt(std::max(rows, columns));
 }
 
-at::Tensor frobenius_norm(const at::Tensor& X) {
-  const auto type = X.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  return root(X.to(type).square().sum());
-}
+at::Tensor frobenius_norm(const at::Tensor& X) { return root(widened(X).square().sum()); }
 
 }  // namespace
 

@@ -4,6 +4,13 @@
 
 namespace gimli::optim {
 
+Rprop::Rprop(RpropOptions options) : options_(options) {
+  const auto [minus, plus] = options.etas();
+  TORCH_CHECK(0 < minus && minus < 1 && 1 < plus, "Rprop: expected etas below and above 1, got ", minus, " and ", plus);
+  const auto [least, most] = options.step_sizes();
+  TORCH_CHECK(least <= most, "Rprop: expected step_sizes in ascending order, got ", least, " and ", most);
+}
+
 std::vector<HyperparameterSpec> Rprop::hyperparameters() const {
   return {{"lr", options_.lr(), Domain::positive},
           {"etaminus", std::get<0>(options_.etas()), Domain::unit},

@@ -29,7 +29,7 @@ struct RpropOptions {
 /// derivative with respect to the gradient is 0 almost everywhere. The slots are g' and s.
 class Rprop final : public UpdateRule {
  public:
-  explicit Rprop(RpropOptions options = {}) : options_(options) {}
+  explicit Rprop(RpropOptions options = {});
 
   std::string name() const override { return "Rprop"; }
   std::vector<HyperparameterSpec> hyperparameters() const override;

@@ -28,6 +28,13 @@ void UpdateRule::update_all(std::vector<Iterate>& iterates, const TensorList& gr
   iterates = std::move(next);
 }
 
+Iterate update_alone(const UpdateRule& rule, const at::Tensor& parameter, const at::Tensor& gradient,
+                     const ParameterState& state, const Values& hyperparameters) {
+  std::vector<Iterate> alone{{parameter, state}};
+  rule.update_all(alone, {gradient}, {hyperparameters});
+  return std::move(alone[0]);
+}
+
 TensorList zeros(const at::Tensor& parameter, int64_t count) {
   TensorList slots;
   for (int64_t i = 0; i < count; ++i)

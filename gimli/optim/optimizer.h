@@ -62,6 +62,10 @@ class UpdateRule {
                           const std::vector<Values>& hyperparameters) const;
 };
 
+/// `update` for a rule that sees a group as one vector: update_all of one parameter.
+Iterate update_alone(const UpdateRule& rule, const at::Tensor& parameter, const at::Tensor& gradient,
+                     const ParameterState& state, const Values& hyperparameters);
+
 /// What many rules start with. `count` slots of zeros like `parameter`:
 TensorList zeros(const at::Tensor& parameter, int64_t count);
 /// ... the gradient to descend, with its sign turned where the loss is to be maximised:

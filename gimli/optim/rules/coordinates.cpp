@@ -14,8 +14,6 @@ Coordinates::Coordinates(const std::vector<Iterate>& iterates, const TensorList&
 
 TensorList Coordinates::split(const at::Tensor& rows) const { return at::split_with_sizes(rows, sizes_); }
 
-at::Tensor Coordinates::concatenated(const TensorList& rows) { return rows.size() == 1 ? rows[0] : at::cat(rows); }
-
 void check_network(const std::string& rule, const torch::nn::Module& network, const at::Tensor& parameter) {
   const auto weight = network.parameters()[0];
   TORCH_CHECK(parameter.scalar_type() == weight.scalar_type() && parameter.device() == weight.device(), rule,

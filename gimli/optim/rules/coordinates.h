@@ -1,5 +1,6 @@
 #pragma once
 
+#include <ATen/ops/cat.h>
 #include <torch/nn/module.h>
 
 #include "gimli/optim/optimizer.h"
@@ -20,15 +21,13 @@ class Coordinates final {
   at::Tensor join(Function rows_of) const {
     TensorList rows;
     for (const auto i : used_) rows.push_back(rows_of(i));
-    return concatenated(rows);
+    return rows.size() == 1 ? rows[0] : at::cat(rows);
   }
 
   /// The reverse: the rows of each of them.
   TensorList split(const at::Tensor& rows) const;
 
  private:
-  static at::Tensor concatenated(const TensorList& rows);
-
   std::vector<size_t> used_;
   std::vector<int64_t> sizes_;
 };

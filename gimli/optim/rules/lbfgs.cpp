@@ -115,9 +115,7 @@ void LBFGS::update_all(std::vector<Iterate>& iterates, const TensorList& gradien
 
 Iterate LBFGS::update(const at::Tensor& parameter, const at::Tensor& gradient, const ParameterState& state,
                       const Values& hyperparameters) const {
-  std::vector<Iterate> alone{{parameter, state}};
-  update_all(alone, {gradient}, {hyperparameters});
-  return alone[0];
+  return update_alone(*this, parameter, gradient, state, hyperparameters);
 }
 
 }  // namespace gimli::optim

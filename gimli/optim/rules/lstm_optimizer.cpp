@@ -65,9 +65,7 @@ ParameterState LSTMOptimizer::init(const at::Tensor& parameter) const {
 
 Iterate LSTMOptimizer::update(const at::Tensor& parameter, const at::Tensor& gradient, const ParameterState& state,
                               const Values& hyperparameters) const {
-  std::vector<Iterate> iterates{{parameter, state}};
-  update_all(iterates, {gradient}, {hyperparameters});
-  return std::move(iterates[0]);
+  return update_alone(*this, parameter, gradient, state, hyperparameters);
 }
 
 void LSTMOptimizer::update_all(std::vector<Iterate>& iterates, const TensorList& gradients,

@@ -56,11 +56,7 @@ std::vector<HyperparameterSpec> MLPOptimizer::hyperparameters() const {
 
 ParameterState MLPOptimizer::init(const at::Tensor& parameter) const {
   check_network(name(), *network_, parameter);
-  ParameterState state;
-  for (size_t slot = 0; slot < options_.momenta().size() + 1; ++slot) {
-    state.slots.push_back(at::zeros_like(parameter, at::TensorOptions().requires_grad(false)));
-  }
-  return state;
+  return {0, zeros(parameter, static_cast<int64_t>(options_.momenta().size()) + 1)};
 }
 
 ParameterState MLPOptimizer::moments(const at::Tensor& g, const ParameterState& state) const {
@@ -87,9 +83,7 @@ at::Tensor MLPOptimizer::features(const at::Tensor& theta, const at::Tensor& g, 
 
 Iterate MLPOptimizer::update(const at::Tensor& parameter, const at::Tensor& gradient, const ParameterState& state,
                              const Values& hyperparameters) const {
-  std::vector<Iterate> iterates{{parameter, state}};
-  update_all(iterates, {gradient}, {hyperparameters});
-  return std::move(iterates[0]);
+  return update_alone(*this, parameter, gradient, state, hyperparameters);
 }
 
 void MLPOptimizer::update_all(std::vector<Iterate>& iterates, const TensorList& gradients,
@@ -97,12 +91,12 @@ void MLPOptimizer::update_all(std::vector<Iterate>& iterates, const TensorList& 
   const Coordinates coordinates(iterates, gradients);
   if (coordinates.used().empty()) return;
   auto next = iterates;
-  const auto x = coordinates.join([&](size_t i) {
-    const auto& [theta, state] = iterates[i];
-    check_network(name(), *network_, theta);
-    next[i].state = moments(gradients[i], state);
-    return features(theta, gradients[i], next[i].state);
-  });
+  for (const auto i : coordinates.used()) {
+    check_network(name(), *network_, iterates[i].parameter);
+    next[i].state = moments(gradients[i], iterates[i].state);
+  }
+  const auto x =
+      coordinates.join([&](size_t i) { return features(iterates[i].parameter, gradients[i], next[i].state); });
   auto network = network_;
   const auto output = network->forward(x).unbind(1);
   const auto d = coordinates.split(output[0]), m = coordinates.split(output[1]);

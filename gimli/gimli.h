@@ -9,7 +9,6 @@
 #include "gimli/optim/learned_hyperparameters.h"
 #include "gimli/optim/optimizer.h"
 #include "gimli/optim/registry.h"
-#include "gimli/optim/schedule.h"
 #include "gimli/optim/rules/adadelta.h"
 #include "gimli/optim/rules/adafactor.h"
 #include "gimli/optim/rules/adagrad.h"
@@ -29,6 +28,7 @@
 #include "gimli/optim/rules/rprop.h"
 #include "gimli/optim/rules/sgd.h"
 #include "gimli/optim/rules/yogi.h"
+#include "gimli/optim/schedule.h"
 
 #include "gimli/inner_loop.h"
 

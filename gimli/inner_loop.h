@@ -99,7 +99,8 @@ class InnerLoop final {
 
   /// Copies weights and buffers into a model of the same structure.
   void copy_parameters_to(const ModelTensors& model) const;
-  /// Copies the state of the parameters that `optimizer` holds into it; it is of the kind that adapted them.
+  /// Copies the state of the parameters that `optimizer` holds into it; it is of the kind that adapted them. Where the
+  /// loop has made no update there is nothing to copy, and the optimizer's own state stays.
   void copy_state_to(torch::optim::Optimizer& optimizer) const;
 
  private:

@@ -3,8 +3,8 @@
 
 #include "expect.h"
 #include "gimli/gradcheck.h"
-#include "gimli/optim/rules/adam.h"
 #include "gimli/optim/fused/kernels.h"
+#include "gimli/optim/rules/adam.h"
 #include "gimli/optim/rules/sgd.h"
 
 // update_all of the optimizers that have a form of their own for it, against UpdateRule::update_all, which is `update`

@@ -7,8 +7,8 @@
 #include "gimli/optim/gradient_transform.h"
 #include "gimli/optim/rules/lstm_optimizer.h"
 #include "gimli/optim/rules/mlp_optimizer.h"
-#include "gimli/optim/schedule.h"
 #include "gimli/optim/rules/sgd.h"
+#include "gimli/optim/schedule.h"
 #include "optim_fixture.h"
 
 namespace {

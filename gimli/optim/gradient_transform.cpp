@@ -41,11 +41,10 @@ TensorList map_defined(TensorList list, Function function) {
 
 /// The 2-norm of each unit, in a shape that expands to that of x.
 at::Tensor unit_norms(const at::Tensor& x) {
-  const auto squares = widened(x).square();
-  if (x.dim() < 2) return root(squares.sum()).to(x.scalar_type());
+  if (x.dim() < 2) return euclidean_norm(x).to(x.scalar_type());
   std::vector<int64_t> others(x.dim() - 1);
   std::iota(others.begin(), others.end(), 1);
-  return root(squares.sum(others, /*keepdim=*/true)).to(x.scalar_type());
+  return root(widened(x).square().sum(others, /*keepdim=*/true)).to(x.scalar_type());
 }
 
 /// The finalizer of splitmix64.

@@ -121,6 +121,8 @@ at::Tensor widened(const at::Tensor& x) { return x.to(at::promote_types(x.scalar
 
 at::Tensor root(const at::Tensor& x) { return Root::apply(x); }
 
+at::Tensor euclidean_norm(const at::Tensor& x) { return root(widened(x).square().sum()); }
+
 Values Hyperparameter::at(int64_t step, size_t count, const std::vector<size_t>& indices, const TensorList& parameters,
                           const std::string& name) const {
   if (const auto* schedule = std::get_if<std::function<Hyperparameter(int64_t)>>(&value_)) {
@@ -138,13 +140,11 @@ Values Hyperparameter::at(int64_t step, size_t count, const std::vector<size_t>&
   }
   const auto& value = std::get<Value>(value_);
   const bool shared = value.is_number() || (value.tensor().defined() && value.tensor().dim() == 0);
-  for (const auto& parameter : parameters) {
-    if (shared && !values.empty()) {
-      values.push_back(values[0]);
-    } else {
-      values.push_back(value.is_number() ? value : fitting(value.tensor(), parameter, name));
-    }
-  }
+  const auto for_parameter = [&](const at::Tensor& parameter) {
+    return value.is_number() ? value : fitting(value.tensor(), parameter, name);
+  };
+  if (shared && !parameters.empty()) return Values(parameters.size(), for_parameter(parameters[0]));
+  for (const auto& parameter : parameters) values.push_back(for_parameter(parameter));
   return values;
 }
 

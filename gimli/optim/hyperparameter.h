@@ -71,6 +71,9 @@ at::Tensor widened(const at::Tensor& x);
 /// any order.
 at::Tensor root(const at::Tensor& x);
 
+/// The 2-norm of all elements, in at least single precision; its derivative at 0 is 0.
+at::Tensor euclidean_norm(const at::Tensor& x);
+
 using Values = std::vector<Value>;
 
 /// What a parameter group holds for one hyperparameter: the same for all its tensors, one for each, and either of these

@@ -7,7 +7,6 @@
 #include "gimli/optim/registry.h"
 
 namespace gimli::optim {
-namespace {
 
 ParameterState detached_copy(ParameterState state) {
   for (auto& slot : state.slots) {
@@ -15,8 +14,6 @@ ParameterState detached_copy(ParameterState state) {
   }
   return state;
 }
-
-}  // namespace
 
 void UpdateRule::update_all(std::vector<Iterate>& iterates, const TensorList& gradients,
                             const std::vector<Values>& hyperparameters) const {

@@ -15,6 +15,9 @@ struct ParameterState {
   TensorList slots;  ///< e.g. the moments, in the rule's order; undefined where there is none yet
 };
 
+/// The same values in memory of their own, outside any graph.
+ParameterState detached_copy(ParameterState state);
+
 /// One parameter in the course of its updates.
 struct Iterate {
   at::Tensor parameter;

@@ -275,11 +275,7 @@ void set_state(torch::optim::Optimizer& optimizer, const at::Tensor& parameter,
 
 void copy_states(std::vector<ParameterState> states, const TensorList& parameters, torch::optim::Optimizer& optimizer) {
   if (states.empty()) return;
-  for (auto& state : states) {
-    for (auto& slot : state.slots) {
-      if (slot.defined()) slot = slot.detach().clone();
-    }
-  }
+  for (auto& state : states) state = detached_copy(std::move(state));
   translation_of(optimizer).write(states, parameters, optimizer);
 }
 

@@ -6,7 +6,7 @@ namespace gimli::optim {
 namespace {
 
 at::Tensor trust_ratio(const at::Tensor& theta, const at::Tensor& r) {
-  const auto theta_norm = root(widened(theta).square().sum()), r_norm = root(widened(r).square().sum());
+  const auto theta_norm = euclidean_norm(theta), r_norm = euclidean_norm(r);
   const auto defined = (theta_norm > 0).logical_and(r_norm > 0);
   const auto one = at::ones({}, theta_norm.options());
   return at::where(defined, theta_norm / at::where(defined, r_norm, one), one);

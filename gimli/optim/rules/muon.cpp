@@ -19,8 +19,6 @@ double rate_scale(const std::string& function, const at::Tensor& theta) {
   return function == "original" ? std::sqrt(std::max(1.0, rows / columns)) : 0.2 * std::sqrt(std::max(rows, columns));
 }
 
-at::Tensor frobenius_norm(const at::Tensor& X) { return root(widened(X).square().sum()); }
-
 }  // namespace
 
 Muon::Muon(MuonOptions options) : options_(std::move(options)) {
@@ -56,7 +54,7 @@ Iterate Muon::update(const at::Tensor& theta, const at::Tensor& gradient, const 
   const bool tall = theta.size(0) > theta.size(1);
   auto X = u.to(options_.orthogonalization_dtype().value_or(theta.scalar_type()));
   if (tall) X = X.t();
-  X = X / at::maximum(frobenius_norm(X), as_tensor(eps, X)).to(X.scalar_type());
+  X = X / at::maximum(euclidean_norm(X), as_tensor(eps, X)).to(X.scalar_type());
   for (int64_t i = 0; i < options_.ns_steps(); ++i) {
     const auto A = X.matmul(X.t());
     X = combined(ns_a, X, 1, combined(ns_b, A, ns_c, A, A), X);

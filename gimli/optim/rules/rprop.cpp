@@ -20,7 +20,9 @@ std::vector<HyperparameterSpec> Rprop::hyperparameters() const {
 }
 
 ParameterState Rprop::init(const at::Tensor& parameter) const {
-  return {0, {at::zeros_like(parameter, at::TensorOptions().requires_grad(false)), at::Tensor()}};
+  auto slots = zeros(parameter, 1);
+  slots.emplace_back();  // lr at the first update
+  return {0, std::move(slots)};
 }
 
 Iterate Rprop::update(const at::Tensor& theta, const at::Tensor& gradient, const ParameterState& state,

@@ -11,7 +11,7 @@
 
 #include "gimli/optim/rules/adam.h"
 #include "gimli/optim/rules/sgd.h"
-#include "tests/memory_meter.h"
+#include "gimli/memory_meter.h"
 
 namespace gimli::optim {
 namespace {

@@ -9,7 +9,21 @@ bool contains(const std::vector<int64_t>& list, int64_t value) {
   return std::find(list.begin(), list.end(), value) != list.end();
 }
 
+/// What draws random numbers in one step of an inner loop.
+enum class Draws : uint64_t { inner, outer, transforms };
+
+uint64_t seed_of(const TaskRef& task, int64_t step, Draws draws, size_t position = 0) {
+  return fork_seed(fork_seed(task.seed(), step), static_cast<uint64_t>(draws) + position);
+}
+
 }  // namespace
+
+TaskRef TaskRef::in_batch(int64_t index, uint64_t seed) const {
+  auto result = *this;
+  result.index_ = index;
+  result.seed_ = fork_seed(seed, index);
+  return result;
+}
 
 Bilevel::Bilevel(ModelTensors model, optim::Optimizer optimizer)
     : model_(std::move(model)), optimizer_(std::move(optimizer)) {}
@@ -42,6 +56,20 @@ Bilevel& Bilevel::start_from(InnerState state) {
   return *this;
 }
 
+Bilevel& Bilevel::proximal(optim::Value strength) {
+  TORCH_CHECK(!strength.is_number() || (std::isfinite(strength.number()) && strength.number() >= 0),
+              "Bilevel::proximal: expected a strength of at least 0, got ", strength.number());
+  TORCH_CHECK(strength.is_number() || (strength.tensor().defined() && strength.tensor().dim() == 0),
+              "Bilevel::proximal: expected a number or a 0-dimensional tensor");
+  proximal_ = std::move(strength);
+  return *this;
+}
+
+Bilevel& Bilevel::seed(uint64_t seed) {
+  seed_ = seed;
+  return *this;
+}
+
 Bilevel& Bilevel::keep_final_states(bool keep) {
   keep_final_states_ = keep;
   return *this;
@@ -68,25 +96,51 @@ void Bilevel::check() const {
   }
 }
 
-InnerLoop Bilevel::start(Graph graph) const {
-  InnerLoop loop(model_, optimizer_, InnerLoopOptions().graph(graph).gradient_transforms(transforms_));
-  if (start_) loop.set_state(*start_);
-  return loop;
-}
-
-void Bilevel::step(InnerLoop& loop, const TaskRef& task) const {
-  const auto step = loop.state().step;
-  if (contains(stops_, step)) loop.stop_gradient();
-  loop.step([&] { return inner_(task, step); });
-}
-
 bool Bilevel::has_outer_at(int64_t step) const {
   return outer_steps_.empty() ? step == steps_ : contains(outer_steps_, step);
 }
 
-OuterValue Bilevel::outer(InnerLoop& loop, const TaskRef& task) const {
+bool Bilevel::stops_gradient_before(int64_t step) const { return contains(stops_, step); }
+
+InnerLoop Bilevel::start(Graph graph, const TaskRef& task) const {
+  std::vector<optim::GradientTransform> transforms;
+  for (size_t i = 0; i < transforms_.size(); ++i) {
+    transforms.push_back(
+        [=, transform = transforms_[i]](TensorList gradients, const TensorList& parameters, int64_t step) {
+          const RandomStream stream(seed_of(task, step, Draws::transforms, i));
+          return transform(std::move(gradients), parameters, step);
+        });
+  }
+  InnerLoop loop(model_, optimizer_, InnerLoopOptions().graph(graph).gradient_transforms(std::move(transforms)));
+  if (start_) loop.set_state(*start_);
+  return loop;
+}
+
+at::Tensor Bilevel::loss(InnerLoop& loop, const TaskRef& task) const {
   const auto step = loop.state().step;
-  auto [loss, auxiliary] = loop.run([&] {
+  if (stops_gradient_before(step)) loop.stop_gradient();
+  at::AutoGradMode with_gradient(true);
+  auto loss = loop.run([&] {
+    const RandomStream stream(seed_of(task, step, Draws::inner));
+    return inner_(task, step);
+  });
+  if (!has_proximal()) return loss;
+  for (size_t i = 0; i < model_.parameters.size(); ++i) {
+    if (!loop.adapts(i)) continue;
+    const auto& theta = loop.parameters()[i];
+    const auto distance = (theta - resolve(model_.parameters.tensors[i])).square().sum();
+    loss = optim::add_scaled(loss, proximal_, distance / 2);
+  }
+  return loss;
+}
+
+at::Tensor Bilevel::step(InnerLoop& loop, const TaskRef& task) const { return loop.step(loss(loop, task)); }
+
+OuterValue Bilevel::outer(const InnerLoop& loop, const TaskRef& task) const {
+  const auto step = loop.state().step;
+  auto branch = loop;
+  auto [loss, auxiliary] = branch.run([&] {
+    const RandomStream stream(seed_of(task, step, Draws::outer));
     auto value = outer_(task, step);
     return std::pair(std::move(value.loss), std::move(value.auxiliary));
   });

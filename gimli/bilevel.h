@@ -9,7 +9,8 @@
 
 namespace gimli {
 
-/// A task of any type, as a problem's closures receive it. It refers to the task and does not own it.
+/// A task of any type, as a problem's closures receive it: it refers to the task and does not own it. To a strategy it
+/// also says which one of the batch it is, and where its random numbers begin.
 class TaskRef final {
  public:
   TaskRef() = default;
@@ -26,11 +27,18 @@ class TaskRef final {
     return *static_cast<const Task*>(task_);
   }
 
+  /// The same task as the `index`-th of a batch whose random numbers begin at `seed`.
+  TaskRef in_batch(int64_t index, uint64_t seed) const;
+  int64_t index() const { return index_; }
+  uint64_t seed() const { return seed_; }
+
  private:
   TaskRef(const void* task, const std::type_info* type) : task_(task), type_(type) {}
 
   const void* task_ = nullptr;
   const std::type_info* type_ = nullptr;
+  int64_t index_ = 0;
+  uint64_t seed_ = 0;
 };
 
 /// The tasks of a batch. It refers to the elements of a vector, which must outlive it.
@@ -59,6 +67,8 @@ struct OuterValue {
   OuterValue(at::Tensor outer_loss) : loss(std::move(outer_loss)) {}
   OuterValue(at::Tensor outer_loss, at::Tensor report) : loss(std::move(outer_loss)), auxiliary(std::move(report)) {}
 
+  OuterValue detach() const { return {loss.detach(), auxiliary}; }
+
   at::Tensor loss;
   at::Tensor auxiliary;
 };
@@ -75,9 +85,12 @@ struct OuterValue {
 /// or either of the two, or nothing. `step` counts the steps made so far. Whatever they use besides the task (a loss
 /// network, weights of examples) can be a meta-parameter.
 ///
-/// Closures run once for every task and step, in several threads at once if the tasks do. So what they compute from
-/// meta-parameters they compute inside, and they leave the model's train() and eval() alone. Running statistics of a
-/// batch norm in eval() are constants to libtorch, and so to the hypergradient.
+/// A strategy may run a step several times, in any order and in several threads at once. So closures are functions of
+/// the task and the step: what they compute from meta-parameters they compute inside, they leave the model's train()
+/// and eval() alone, and random numbers (dropout, noise) come from libtorch's default generators, in whose place each
+/// task and step has a stream of its own (see RandomStream). What an inner closure writes to buffers, the next step
+/// sees; an outer closure only looks at the state, and its writes are forgotten. Running statistics of a batch norm in
+/// eval() are constants to libtorch, and so to the hypergradient.
 class Bilevel final {
  public:
   /// The optimizer's options and state are those of now.
@@ -109,6 +122,15 @@ class Bilevel final {
   /// Starts every inner loop from `state` in place of the model's and optimizer's own (warm start).
   Bilevel& start_from(InnerState state);
 
+  /// Adds strength / 2 |theta - theta_0|^2 to the inner loss of every step, theta_0 being the model's own parameters,
+  /// as far as the inner loop adapts them (iMAML, Rajeswaran et al. 2019, equation 3). A number of at least 0, or a
+  /// tensor to be learned.
+  Bilevel& proximal(optim::Value strength);
+
+  /// Where the random numbers of the closures begin. Without it, each call draws a seed from libtorch's default
+  /// generator.
+  Bilevel& seed(uint64_t seed);
+
   /// Report the inner loops' last states in the result.
   Bilevel& keep_final_states(bool keep);
 
@@ -117,19 +139,26 @@ class Bilevel final {
   int64_t steps() const { return steps_; }
   bool keeps_final_states() const { return keep_final_states_; }
   const ModelTensors& model() const { return model_; }
+  const optim::Optimizer& optimizer() const { return optimizer_; }
+  const std::optional<uint64_t>& seed() const { return seed_; }
+  bool has_outer_at(int64_t step) const;
+  bool stops_gradient_before(int64_t step) const;
+  bool has_proximal() const { return !proximal_.is_off(); }
 
   /// Throws if something is missing.
   void check() const;
 
-  InnerLoop start(Graph graph) const;
+  /// The inner loop of `task` before its first step.
+  InnerLoop start(Graph graph, const TaskRef& task = {}) const;
 
-  /// The next step of `loop` on `task`.
-  void step(InnerLoop& loop, const TaskRef& task) const;
+  /// The inner loss of the next step of `loop` on `task`, with its proximal term.
+  at::Tensor loss(InnerLoop& loop, const TaskRef& task) const;
 
-  bool has_outer_at(int64_t step) const;
+  /// The next step of `loop` on `task`. Returns its inner loss.
+  at::Tensor step(InnerLoop& loop, const TaskRef& task) const;
 
   /// The outer value of the weights where `loop` is.
-  OuterValue outer(InnerLoop& loop, const TaskRef& task) const;
+  OuterValue outer(const InnerLoop& loop, const TaskRef& task) const;
 
  private:
   template <class Result>
@@ -172,6 +201,8 @@ class Bilevel final {
   std::vector<int64_t> stops_;
   std::vector<optim::GradientTransform> transforms_;
   std::optional<InnerState> start_;
+  optim::Value proximal_;
+  std::optional<uint64_t> seed_;
   bool keep_final_states_ = false;
 };
 

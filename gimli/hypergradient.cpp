@@ -1,6 +1,7 @@
 #include "gimli/hypergradient.h"
 
 #include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
 
 #include <chrono>
 #include <mutex>
@@ -8,7 +9,43 @@
 namespace gimli {
 namespace {
 
-/// Runs `task_result(i)` for every task and gathers a Result, adding in the order of the tasks.
+/// A seed from libtorch's default generator, which is put back if what it was drawn for fails.
+class DrawnSeed final {
+ public:
+  DrawnSeed() : saved_(state()), seed_(at::empty({}, at::kLong).random_().item<int64_t>()) {}
+  ~DrawnSeed() {
+    if (used_) return;
+    auto generator = at::detail::getDefaultCPUGenerator();
+    const std::lock_guard lock(generator.mutex());
+    generator.set_state(saved_);
+  }
+
+  uint64_t seed() const { return seed_; }
+  void use() { used_ = true; }
+
+ private:
+  static at::Tensor state() {
+    auto generator = at::detail::getDefaultCPUGenerator();
+    const std::lock_guard lock(generator.mutex());
+    return generator.get_state();
+  }
+
+  const at::Tensor saved_;
+  const uint64_t seed_;
+  bool used_ = false;
+};
+
+void add(TaskCost& sum, const TaskCost& task) {
+  sum.inner_steps += task.inner_steps;
+  sum.gradient_evaluations += task.gradient_evaluations;
+  sum.outer_evaluations += task.outer_evaluations;
+  sum.solver_products += task.solver_products;
+  sum.states_stored = std::max(sum.states_stored, task.states_stored);
+  sum.solver_residual = std::max(sum.solver_residual, task.solver_residual);
+  sum.stationarity = std::max(sum.stationarity, task.stationarity);
+}
+
+/// Runs `task_result` for every task and gathers a Result, adding in the order of the tasks.
 template <class Function>
 Result gather(const Bilevel& problem, const TensorList& meta_parameters, const TaskList& tasks, const TaskBatch& batch,
               Function task_result) {
@@ -16,6 +53,9 @@ Result gather(const Bilevel& problem, const TensorList& meta_parameters, const T
   const auto count = tasks.size();
   TORCH_CHECK(count > 0, "hypergradient: got an empty list of tasks");
   const auto begin = std::chrono::steady_clock::now();
+  std::optional<DrawnSeed> drawn;
+  if (!problem.seed()) drawn.emplace();
+  const auto seed = drawn ? drawn->seed() : *problem.seed();
 
   // Results wait for those of the tasks before them, so that sums do not depend on who finishes first.
   std::vector<std::optional<Strategy::TaskResult>> waiting(count);
@@ -23,23 +63,23 @@ Result gather(const Bilevel& problem, const TensorList& meta_parameters, const T
   std::mutex mutex;
   Result result;
   TensorList losses;
-  const auto add = [&](Strategy::TaskResult& task) {
+  const auto take = [&](Strategy::TaskResult& task) {
     TORCH_CHECK(task.gradients.size() == meta_parameters.size(), "hypergradient: the strategy returned ",
                 task.gradients.size(), " gradients for ", meta_parameters.size(), " meta-parameters");
     losses.push_back(task.outer_loss.reshape({}));
     result.auxiliary.push_back(std::move(task.auxiliary));
     result.gradients = next == 0 ? std::move(task.gradients) : sum(std::move(result.gradients), task.gradients);
     if (problem.keeps_final_states()) result.final_states.push_back(std::move(task.final_state));
-    result.cost.inner_steps += task.inner_steps;
-    result.cost.gradient_evaluations += task.gradient_evaluations;
-    result.cost.states_stored = std::max(result.cost.states_stored, task.states_stored);
+    if (!task.solution.empty()) result.solutions.push_back(std::move(task.solution));
+    add(result.cost, task.cost);
   };
   batch.run(count, [&](int64_t i) {
-    auto value = task_result(tasks[i]);
+    auto value = task_result(tasks[i].in_batch(i, seed));
+    if (!problem.keeps_final_states()) value.final_state = {};
     const std::lock_guard lock(mutex);
     waiting[i] = std::move(value);
     for (; next < count && waiting[next]; ++next) {
-      add(*waiting[next]);
+      take(*waiting[next]);
       waiting[next].reset();
     }
   });
@@ -49,10 +89,39 @@ Result gather(const Bilevel& problem, const TensorList& meta_parameters, const T
   result.gradients = divide(std::move(result.gradients), static_cast<double>(count));
   result.cost.task_batch = batch.name();
   result.cost.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  if (drawn) drawn->use();
   return result;
 }
 
+/// The position of a meta-parameter among the model's parameters, or nothing.
+std::optional<size_t> position_in(const ModelTensors& model, const at::Tensor& meta_parameter) {
+  for (size_t p = 0; p < model.parameters.size(); ++p) {
+    if (model.parameters.tensors[p].is_same(meta_parameter)) return p;
+  }
+  return std::nullopt;
+}
+
+/// Refuses initial weights that the inner loop changed, but to which the outer loss does not reach back: their gradient
+/// would be 0 in every run.
+void check_reach(const ModelTensors& model, const TensorList& meta_parameters, const Strategy::TaskResult& result,
+                 const std::string& name) {
+  for (size_t i = 0; i < meta_parameters.size(); ++i) {
+    if (result.gradients[i].defined()) continue;
+    const auto p = position_in(model, meta_parameters[i]);
+    TORCH_CHECK(!p || result.final_state.parameters[*p].is_alias_of(meta_parameters[i]), name, ": meta-parameter '",
+                model.parameters.names[*p],
+                "' sets the start of the inner loop, which the outer loss does not reach: "
+                "this strategy does not go back so far, the graph was stopped, or the loop started elsewhere");
+  }
+}
+
 }  // namespace
+
+void OuterSum::add(const OuterValue& value) {
+  total_ = total_.defined() ? total_ + value.loss : value.loss;
+  auxiliary_ = value.auxiliary;
+  ++count_;
+}
 
 Result hypergradient(const Bilevel& problem, const TensorList& meta_parameters, const TaskList& tasks,
                      const Strategy& strategy, const TaskBatch& batch) {
@@ -62,38 +131,37 @@ Result hypergradient(const Bilevel& problem, const TensorList& meta_parameters, 
                 " does not require a gradient");
   }
   at::AutoGradMode with_gradient(true);
-  auto result = gather(problem, meta_parameters, tasks, batch,
-                       [&](const TaskRef& task) { return strategy.differentiate(problem, meta_parameters, task); });
+  const auto name = strategy.name();
+  auto result = gather(problem, meta_parameters, tasks, batch, [&](const TaskRef& task) {
+    auto value = strategy.differentiate(problem, meta_parameters, task);
+    check_reach(problem.model(), meta_parameters, value, name);
+    return value;
+  });
   for (size_t i = 0; i < meta_parameters.size(); ++i) {
     auto& gradient = result.gradients[i];
     if (gradient.defined()) continue;
-    const auto& own = problem.model().parameters.tensors;
-    const bool of_model =
-        std::any_of(own.begin(), own.end(), [&](const at::Tensor& p) { return p.is_same(meta_parameters[i]); });
-    TORCH_CHECK(of_model, "hypergradient: the outer loss does not depend on meta-parameter ", i, " (shape ",
-                meta_parameters[i].sizes(), ") as ", strategy.name(),
+    TORCH_CHECK(position_in(problem.model(), meta_parameters[i]),
+                "hypergradient: the outer loss does not depend on meta-parameter ", i, " (shape ",
+                meta_parameters[i].sizes(), ") as ", name,
                 " differentiates it; give the tensor that the problem itself uses, and a strategy that reaches it");
     gradient = at::zeros_like(meta_parameters[i], at::TensorOptions().requires_grad(false));
   }
-  result.cost.strategy = strategy.name();
+  result.cost.strategy = name;
   return result;
 }
 
 Result evaluate(const Bilevel& problem, const TaskList& tasks, const TaskBatch& batch) {
   return gather(problem, {}, tasks, batch, [&](const TaskRef& task) {
-    Strategy::TaskResult result;
-    auto loop = problem.start(Graph::none);
+    OuterSum outer;
+    auto loop = problem.start(Graph::none, task);
     for (int64_t k = 0; k <= problem.steps(); ++k) {
       if (k > 0) problem.step(loop, task);
-      if (!problem.has_outer_at(k)) continue;
-      auto value = problem.outer(loop, task);
-      const auto loss = value.loss.detach();
-      result.outer_loss = result.outer_loss.defined() ? result.outer_loss + loss : loss;
-      result.auxiliary = std::move(value.auxiliary);
+      if (problem.has_outer_at(k)) outer.add(problem.outer(loop, task).detach());
     }
-    if (problem.keeps_final_states()) result.final_state = loop.state();
-    result.inner_steps = result.gradient_evaluations = problem.steps();
-    result.states_stored = 1;
+    Strategy::TaskResult result{outer.total(), outer.auxiliary(), {}, loop.state(), {}, {}};
+    result.cost.inner_steps = result.cost.gradient_evaluations = problem.steps();
+    result.cost.outer_evaluations = outer.count();
+    result.cost.states_stored = 1;
     return result;
   });
 }

@@ -103,29 +103,16 @@ TensorList InnerLoop::writable_buffers() const {
 }
 
 at::Tensor InnerLoop::step(at::Tensor loss) {
-  checked_loss(loss, c10::str("InnerLoop::step: the loss of step ", state_.step));
-  auto gradients = gradients_of(loss);
-  const bool record = setup_->options.graph() != Graph::none;
-  if (!record) loss = loss.detach();  // its graph holds the weights, whose memory the update may use again
-  at::AutoGradMode mode(record);
-  for (const auto& transform : setup_->options.gradient_transforms()) {
-    gradients = transform(std::move(gradients), state_.parameters, state_.step);
-    TORCH_CHECK(gradients.size() == state_.parameters.size(), "InnerLoop::step: a gradient transform returned ",
-                gradients.size(), " tensors for ", state_.parameters.size(), " parameters");
-    for (size_t i = 0; i < gradients.size(); ++i) {
-      TORCH_CHECK(adapts(i) || !gradients[i].defined(),
-                  "InnerLoop::step: a gradient transform returned a gradient for the frozen parameter '",
-                  setup_->model.parameters.names[i], "'");
-    }
+  auto found = gradients(loss);
+  if (setup_->options.graph() == Graph::none) {
+    loss = loss.detach();  // its graph holds the weights, whose memory the update may use again
   }
-  update(gradients);
-  ++state_.step;
-  if (setup_->options.history()) history_.push_back(state_.parameters);
-  if (!record) stop_gradient();
+  apply(transformed(std::move(found)));
   return loss;
 }
 
-TensorList InnerLoop::gradients_of(const at::Tensor& loss) const {
+TensorList InnerLoop::gradients(const at::Tensor& loss) const {
+  checked_loss(loss, c10::str("InnerLoop::step: the loss of step ", state_.step));
   TensorList inputs;
   for (size_t i = 0; i < state_.parameters.size(); ++i) {
     if (adapts(i)) inputs.push_back(state_.parameters[i]);
@@ -146,6 +133,40 @@ TensorList InnerLoop::gradients_of(const at::Tensor& loss) const {
   }
   TORCH_CHECK(any, "InnerLoop::step: the loss of step ", state_.step, " does not depend on the model's parameters");
   return gradients;
+}
+
+TensorList InnerLoop::transformed(TensorList gradients) const {
+  at::AutoGradMode mode(setup_->options.graph() != Graph::none);
+  for (const auto& transform : setup_->options.gradient_transforms()) {
+    gradients = transform(std::move(gradients), state_.parameters, state_.step);
+    TORCH_CHECK(gradients.size() == state_.parameters.size(), "InnerLoop::step: a gradient transform returned ",
+                gradients.size(), " tensors for ", state_.parameters.size(), " parameters");
+    for (size_t i = 0; i < gradients.size(); ++i) {
+      TORCH_CHECK(adapts(i) || !gradients[i].defined(),
+                  "InnerLoop::step: a gradient transform returned a gradient for the frozen parameter '",
+                  setup_->model.parameters.names[i], "'");
+    }
+  }
+  return gradients;
+}
+
+void InnerLoop::apply(const TensorList& gradients) {
+  TORCH_CHECK(gradients.size() == state_.parameters.size(), "InnerLoop::apply: got ", gradients.size(),
+              " gradients for ", state_.parameters.size(), " parameters");
+  for (size_t i = 0; i < gradients.size(); ++i) {
+    if (!gradients[i].defined()) continue;
+    TORCH_CHECK(adapts(i), "InnerLoop::apply: got a gradient for the frozen parameter '",
+                setup_->model.parameters.names[i], "'");
+    TORCH_CHECK(gradients[i].sizes() == state_.parameters[i].sizes(), "InnerLoop::apply: the gradient of '",
+                setup_->model.parameters.names[i], "' has shape ", gradients[i].sizes(), ", expected ",
+                state_.parameters[i].sizes());
+  }
+  const bool record = setup_->options.graph() != Graph::none;
+  at::AutoGradMode mode(record);
+  update(gradients);
+  ++state_.step;
+  if (setup_->options.history()) history_.push_back(state_.parameters);
+  if (!record) stop_gradient();
 }
 
 void InnerLoop::update(const TensorList& gradients) {

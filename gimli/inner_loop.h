@@ -78,9 +78,19 @@ class InnerLoop final {
     return step(at::Tensor(run(std::forward<Closure>(closure))));
   }
 
-  /// One step on a loss that was computed from earlier results of `run`. Throws if it is not a finite scalar, or does
-  /// not depend on the fast weights.
+  /// One step on a loss that was computed from earlier results of `run`: apply(transformed(gradients(loss))). Throws if
+  /// it is not a finite scalar, or does not depend on the fast weights.
   at::Tensor step(at::Tensor loss);
+
+  // The parts of a step, for gradients that are summed, estimated or looked at before they are applied.
+
+  /// The gradients of `loss` with respect to the fast weights, one a parameter of the model; undefined for those that
+  /// are frozen or that it does not use. They carry a graph of their own if the loop's is full.
+  TensorList gradients(const at::Tensor& loss) const;
+  /// `gradients` after the options' transforms.
+  TensorList transformed(TensorList gradients) const;
+  /// The optimizer's update by `gradients`, which is the end of a step.
+  void apply(const TensorList& gradients);
 
   /// Cuts the graph here: what follows treats the weights and the optimizer's state of now as constants.
   void stop_gradient();
@@ -118,7 +128,6 @@ class InnerLoop final {
   };
 
   TensorList writable_buffers() const;
-  TensorList gradients_of(const at::Tensor& loss) const;
   void update(const TensorList& gradients);
   void update_groups(const TensorList& gradients);
 

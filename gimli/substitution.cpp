@@ -1,5 +1,7 @@
 #include "gimli/substitution.h"
 
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
 #include <ATen/SequenceNumber.h>
 #include <ATen/record_function.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
@@ -9,7 +11,9 @@
 #include <torch/library.h>
 #include <torch/script.h>
 
-#include <limits>
+#include <algorithm>
+#include <mutex>
+#include <optional>
 #include <unordered_set>
 
 namespace gimli {
@@ -19,6 +23,7 @@ namespace {
 constexpr auto mode_key = c10::DispatchKey::TESTING_ONLY_GenericMode;
 
 thread_local Substitution* innermost = nullptr;
+thread_local RandomStream* innermost_stream = nullptr;
 
 bool is_written(const c10::OperatorHandle& op, size_t argument) {
   const auto* alias = op.schema().arguments()[argument].alias_info();
@@ -32,7 +37,7 @@ const at::Tensor* substitute_for(const at::TensorBase& tensor, const c10::Operat
     TORCH_CHECK(!(entry->is_parameter && is_written(op, argument)), "gimli: ", op.schema().name(),
                 " writes to parameter '", *entry->name,
                 "' inside an inner loop, which would change the weights of past steps; compute a new tensor instead");
-    return &entry->value;
+    return entry->value.is_same(tensor) ? nullptr : &entry->value;
   }
   if (tensor.defined() && tensor.has_storage()) {
     const auto* owner = Substitution::owner_of(tensor.storage().unsafeGetStorageImpl());
@@ -73,37 +78,98 @@ bool substitute_in_list(c10::IValue& argument, const c10::OperatorHandle& op, si
   return copied;
 }
 
-void substitute_arguments(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
-  TORCH_CHECK(innermost || torch::autograd::get_current_graph_task_id() != -1, "gimli: ", op.schema().name(),
-              " runs in a thread that an inner loop's closure started, where its fast weights are not known");
+/// Puts values in the place of what an operator was given; returns whether any was.
+bool substitute_arguments(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   bool changed = false;
-  if (innermost) {
-    const size_t count = op.schema().arguments().size();
-    c10::IValue* arguments = stack->data() + (stack->size() - count);
-    for (size_t i = 0; i < count; ++i) {
-      if (arguments[i].isTensor()) {
-        if (const auto* value = substitute_for(arguments[i].toTensor(), op, i)) {
-          arguments[i] = *value;
-          changed = true;
-        }
-      } else if (arguments[i].isList() && substitute_in_list(arguments[i], op, i)) {
+  const size_t count = op.schema().arguments().size();
+  c10::IValue* arguments = stack->data() + (stack->size() - count);
+  for (size_t i = 0; i < count; ++i) {
+    if (arguments[i].isTensor()) {
+      if (const auto* value = substitute_for(arguments[i].toTensor(), op, i)) {
+        arguments[i] = *value;
         changed = true;
       }
+    } else if (arguments[i].isList() && substitute_in_list(arguments[i], op, i)) {
+      changed = true;
     }
   }
-  // What the operator calls in turn has been given its substitutes here.
-  c10::impl::ExcludeDispatchKeyGuard substituted_already(mode_key);
-  if (changed) {
-    op.callBoxed(stack);  // the values may have other dispatch keys than what they stand for
+  return changed;
+}
+
+/// The default generator of a device draws as `own` for the time of a scope, and `own` continues from there.
+class DefaultGeneratorAs final {
+ public:
+  DefaultGeneratorAs(const c10::Device& device, at::Generator& own)
+      : lock_(mutex()),
+        default_(at::globalContext().defaultGenerator(device)),
+        own_(own),
+        saved_(default_.get_state()) {
+    default_.set_state(own_.get_state());
+  }
+  ~DefaultGeneratorAs() {
+    own_.set_state(default_.get_state());
+    default_.set_state(saved_);
+  }
+
+ private:
+  static std::mutex& mutex() {
+    static std::mutex one_at_a_time;
+    return one_at_a_time;
+  }
+
+  const std::lock_guard<std::mutex> lock_;
+  at::Generator default_;
+  at::Generator& own_;
+  const at::Tensor saved_;
+};
+
+/// Calls an operator that may draw random numbers by `call` so that they come from `stream`.
+template <class Call>
+void draw_from(RandomStream& stream, const c10::OperatorHandle& op, torch::jit::Stack* stack, Call call) {
+  const auto& schema = op.schema().arguments();
+  c10::IValue* arguments = stack->data() + (stack->size() - schema.size());
+  std::optional<c10::Device> device;
+  std::optional<size_t> generator;
+  for (size_t i = 0; i < schema.size(); ++i) {
+    if (arguments[i].isTensor() && arguments[i].toTensor().defined()) device = arguments[i].toTensor().device();
+    if (schema[i].type()->str() == "Generator?") generator = i;
+  }
+  if (generator) {
+    if (device && arguments[*generator].isNone()) arguments[*generator] = stream.generator(*device);
+    call();
+  } else if (device && !device->is_cpu()) {  // fused kernels know no generator but the default one
+    const DefaultGeneratorAs as_stream(*device, stream.generator(*device));
+    call();
+  } else {  // made of operators that come here in their turn
+    call();
+  }
+}
+
+void intercept(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  TORCH_CHECK(innermost || innermost_stream || torch::autograd::get_current_graph_task_id() != -1,
+              "gimli: ", op.schema().name(),
+              " runs in a thread that an inner loop's closure started, where its fast weights are not known");
+  const bool changed = innermost && substitute_arguments(op, stack);
+  const auto call = [&] {
+    if (changed) {
+      op.callBoxed(stack);  // the values may have other dispatch keys than what they stand for
+    } else {
+      op.redispatchBoxed(keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, mode_key), stack);
+    }
+  };
+  if (innermost_stream && op.hasTag(at::Tag::nondeterministic_seeded)) {
+    draw_from(*innermost_stream, op, stack, call);
   } else {
-    op.redispatchBoxed(keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, mode_key), stack);
+    // What the operator calls in turn has been given its substitutes here.
+    c10::impl::ExcludeDispatchKeyGuard substituted_already(mode_key);
+    call();
   }
 }
 
 void register_once() {
   static const bool registered = [] {
     static torch::Library library(torch::Library::IMPL, "_", mode_key, __FILE__, __LINE__);
-    library.fallback(torch::CppFunction::makeFromBoxedFunction<&substitute_arguments>());
+    library.fallback(torch::CppFunction::makeFromBoxedFunction<&intercept>());
     return true;
   }();
   (void)registered;
@@ -169,12 +235,19 @@ Substitution::~Substitution() {
   innermost = outer_;
 }
 
+bool Substitution::was_read(size_t i) const {
+  return entries_.at(model_.parameters.tensors[i].unsafeGetTensorImpl()).was_read;
+}
+
 bool Substitution::active() { return innermost != nullptr; }
 
 const Substitution::Entry* Substitution::find(const c10::TensorImpl* tensor) {
   for (const auto* scope = innermost; scope; scope = scope->outer_) {
     const auto entry = scope->entries_.find(tensor);
-    if (entry != scope->entries_.end()) return &entry->second;
+    if (entry != scope->entries_.end()) {
+      entry->second.was_read = true;
+      return &entry->second;
+    }
   }
   return nullptr;
 }
@@ -223,6 +296,35 @@ void Substitution::check(const TensorList& outputs) const {
       }
     }
   }
+}
+
+RandomStream::RandomStream(uint64_t seed)
+    : seed_(seed), outer_(innermost_stream), mode_was_on_(c10::impl::tls_is_dispatch_key_included(mode_key)) {
+  register_once();
+  innermost_stream = this;
+  c10::impl::tls_set_dispatch_key_included(mode_key, true);
+}
+
+RandomStream::~RandomStream() {
+  c10::impl::tls_set_dispatch_key_included(mode_key, mode_was_on_);
+  innermost_stream = outer_;
+}
+
+at::Generator& RandomStream::generator(c10::Device device) {
+  const auto found = std::find_if(generators_.begin(), generators_.end(),
+                                  [&](const at::Generator& generator) { return generator.device() == device; });
+  if (found != generators_.end()) return *found;
+  if (device.is_cpu()) return generators_.emplace_back(at::detail::createCPUGenerator(seed_));
+  auto own = at::globalContext().defaultGenerator(device).clone();
+  own.set_current_seed(seed_);
+  return generators_.emplace_back(std::move(own));
+}
+
+uint64_t fork_seed(uint64_t seed, uint64_t index) {
+  uint64_t x = seed + 0x9e3779b97f4a7c15 * (index + 1);
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+  return x ^ (x >> 31);
 }
 
 at::Tensor resolve(const at::Tensor& tensor) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <ATen/core/Generator.h>
 #include <c10/util/flat_hash_map.h>
 #include <torch/nn/module.h>
 
@@ -78,6 +79,7 @@ class Substitution final {
     at::Tensor value;
     const std::string* name;
     bool is_parameter;
+    mutable bool was_read = false;
   };
 
   /// The owner of memory: a parameter or buffer of the model, or its value here.
@@ -85,6 +87,9 @@ class Substitution final {
     const std::string* name;
     bool stale;  ///< it is the model's, and the value here is elsewhere
   };
+
+  /// Whether the value of the model's i-th parameter was asked for in this scope.
+  bool was_read(size_t i) const;
 
   /// What the innermost scope of this thread puts in the place of a tensor, or nullptr.
   static const Entry* find(const c10::TensorImpl* tensor);
@@ -102,6 +107,31 @@ class Substitution final {
   ska::flat_hash_map<const c10::StorageImpl*, Owner> owners_;
   std::vector<const c10::StorageImpl*> storages_;  // of the model's parameters, as they were on entry
 };
+
+/// While it lives, operators of this thread draw random numbers from generators of its own, which begin at `seed`,
+/// where they would draw from libtorch's default ones: what a closure draws is then a function of the seed, in whatever
+/// order and thread it runs, and running it again replays it bit by bit. The innermost scope decides. Generators that a
+/// caller gives to an operator explicitly are left alone.
+class RandomStream final {
+ public:
+  explicit RandomStream(uint64_t seed);
+  ~RandomStream();
+  RandomStream(const RandomStream&) = delete;
+  RandomStream& operator=(const RandomStream&) = delete;
+
+  /// Its generator for tensors on `device`.
+  at::Generator& generator(c10::Device device);
+
+ private:
+  const uint64_t seed_;
+  RandomStream* const outer_;
+  const bool mode_was_on_;
+  std::vector<at::Generator> generators_;
+};
+
+/// The seed of the `index`-th of the streams that `seed` begins (a finalised counter, as in SplitMix64, Steele et al.
+/// 2014).
+uint64_t fork_seed(uint64_t seed, uint64_t index);
 
 /// The value that operators of this thread read for `tensor` now: its substitute, or itself. For a
 /// torch::autograd::Function that takes parameters: `MyFunction::apply(gimli::resolve(weight))`.

@@ -7,7 +7,7 @@
 #include "gimli/optim/rules/muon.h"
 #include "gimli/optim/rules/rmsprop.h"
 #include "gimli/optim/rules/sgd.h"
-#include "memory_meter.h"
+#include "gimli/memory_meter.h"
 
 namespace gimli {
 namespace {

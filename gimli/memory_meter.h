@@ -3,27 +3,32 @@
 #include <c10/core/Allocator.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
 
-#include <algorithm>
+#include <atomic>
+#include <cstdint>
 #include <memory>
 
 namespace gimli {
 
-/// Counts the bytes of tensors that this thread allocates and frees while it lives.
+/// Counts the bytes of tensors that are allocated and freed while it lives, on any device, by this thread and by those
+/// that work for it (Threads). It takes the place of libtorch's profiler for that time.
 class MemoryMeter final {
  public:
   MemoryMeter() : guard_(c10::DebugInfoKind::PROFILER_STATE, counter_) {}
 
+  /// Allocated since, less what was freed; negative if more was freed.
   int64_t live_bytes() const { return counter_->live; }
+  /// The most live bytes there were at any time.
   int64_t peak_bytes() const { return counter_->peak; }
 
  private:
   struct Counter final : c10::MemoryReportingInfoBase {
     void reportMemoryUsage(void*, int64_t size, size_t, size_t, c10::Device) override {
-      live += size;
-      peak = std::max(peak, live);
+      const int64_t now = live += size;
+      for (int64_t seen = peak; now > seen && !peak.compare_exchange_weak(seen, now);) {
+      }
     }
     bool memoryProfilingEnabled() const override { return true; }
-    int64_t live = 0, peak = 0;
+    std::atomic<int64_t> live = 0, peak = 0;
   };
 
   std::shared_ptr<Counter> counter_ = std::make_shared<Counter>();

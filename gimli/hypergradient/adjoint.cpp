@@ -1,0 +1,143 @@
+#include "gimli/hypergradient/adjoint.h"
+
+#include <torch/csrc/autograd/autograd.h>
+
+#include <algorithm>
+
+namespace gimli {
+namespace {
+
+bool is_frozen(const InnerState& state, size_t i) { return (*state.rules)[i].empty(); }
+
+at::Tensor as_leaf(const at::Tensor& tensor) {
+  return tensor.defined() && tensor.is_floating_point() ? tensor.detach().requires_grad_() : tensor;
+}
+
+/// Gradients of `outputs` by the leaves and by the meta-parameters; undefined where they do not depend on them.
+std::pair<TensorList, TensorList> gradients_of(const TensorList& outputs, const TensorList& cotangents,
+                                               const TensorList& leaves, const TensorList& meta_parameters) {
+  TensorList inputs;
+  for (const auto& leaf : leaves) {
+    if (leaf.defined() && leaf.requires_grad()) inputs.push_back(leaf);
+  }
+  inputs.insert(inputs.end(), meta_parameters.begin(), meta_parameters.end());
+  auto found = torch::autograd::grad(outputs, inputs, cotangents, /*retain_graph=*/false, /*create_graph=*/false,
+                                     /*allow_unused=*/true);
+  std::pair<TensorList, TensorList> result;
+  auto next = found.begin();
+  for (const auto& leaf : leaves)
+    result.first.push_back(leaf.defined() && leaf.requires_grad() ? *next++ : at::Tensor());
+  result.second.assign(next, found.end());
+  return result;
+}
+
+}  // namespace
+
+TensorList tensors_of(const InnerState& state) {
+  TensorList list;
+  for (size_t i = 0; i < state.parameters.size(); ++i) {
+    list.push_back(is_frozen(state, i) ? at::Tensor() : state.parameters[i]);
+  }
+  for (const auto& of_parameter : state.optimizer) {
+    list.insert(list.end(), of_parameter.slots.begin(), of_parameter.slots.end());
+  }
+  list.insert(list.end(), state.buffers.begin(), state.buffers.end());
+  return list;
+}
+
+InnerState as_leaves(const InnerState& state) {
+  auto leaves = state;
+  for (size_t i = 0; i < leaves.parameters.size(); ++i) {
+    if (!is_frozen(state, i)) leaves.parameters[i] = as_leaf(state.parameters[i]);
+    for (auto& slot : leaves.optimizer[i].slots) slot = as_leaf(slot);
+  }
+  return leaves;
+}
+
+OuterGradient outer_gradient(const Bilevel& problem, const TensorList& meta_parameters, const TaskRef& task,
+                             const InnerState& state) {
+  auto loop = problem.start(Graph::full, task);
+  loop.set_state(as_leaves(state));
+  const auto leaves = tensors_of(loop.state());
+  const auto value = problem.outer(loop, task);
+  OuterGradient result{value.detach(), TensorList(leaves.size()), TensorList(meta_parameters.size())};
+  if (value.loss.requires_grad()) {
+    std::tie(result.state, result.meta_parameters) = gradients_of({value.loss}, {}, leaves, meta_parameters);
+  }
+  return result;
+}
+
+Adjoint::Adjoint(const Bilevel& problem, const TensorList& meta_parameters, const TaskRef& task, std::string name)
+    : problem_(problem),
+      meta_parameters_(meta_parameters),
+      task_(task),
+      name_(std::move(name)),
+      gradients_(meta_parameters.size()) {}
+
+void Adjoint::add_outer(const InnerState& state) {
+  if (final_state_.parameters.empty()) final_state_ = state.detach();
+  if (!problem_.has_outer_at(state.step)) return;
+  auto outer = outer_gradient(problem_, meta_parameters_, task_, state);
+  outer_values_.push_back(std::move(outer.value));
+  cotangent_ = cotangent_.empty() ? std::move(outer.state) : sum(std::move(cotangent_), outer.state);
+  gradients_ = sum(std::move(gradients_), outer.meta_parameters);
+  ++cost_.outer_evaluations;
+  ++cost_.gradient_evaluations;
+}
+
+at::Tensor Adjoint::pull_back(const InnerState& before) {
+  auto loop = problem_.start(Graph::full, task_);
+  loop.set_state(as_leaves(before));
+  const auto leaves = tensors_of(loop.state());
+  const auto loss = problem_.step(loop, task_).detach();
+  ++cost_.inner_steps;
+  ++cost_.gradient_evaluations;
+  refuse_graph_in_buffers(loop.state());
+  add_outer(loop.state().detach());
+  pull_back(leaves, tensors_of(loop.state()));
+  ++cost_.gradient_evaluations;
+  return loss;
+}
+
+void Adjoint::pull_back(const TensorList& leaves, const TensorList& outputs) {
+  TensorList results, cotangents;
+  for (size_t i = 0; i < cotangent_.size(); ++i) {
+    if (!cotangent_[i].defined() || !outputs[i].requires_grad()) continue;
+    results.push_back(outputs[i]);
+    cotangents.push_back(cotangent_[i]);
+  }
+  cotangent_.clear();
+  if (results.empty()) return;
+  TensorList of_meta_parameters;
+  std::tie(cotangent_, of_meta_parameters) = gradients_of(results, cotangents, leaves, meta_parameters_);
+  gradients_ = sum(std::move(gradients_), of_meta_parameters);
+}
+
+bool Adjoint::vanishes_at(int64_t step) const {
+  if (std::any_of(cotangent_.begin(), cotangent_.end(), [](const at::Tensor& t) { return t.defined(); })) return false;
+  for (int64_t k = 0; k <= step; ++k) {
+    if (problem_.has_outer_at(k)) return false;
+  }
+  return true;
+}
+
+Strategy::TaskResult Adjoint::finish() {
+  const auto start = problem_.start(Graph::full, task_).state();
+  add_outer(start);
+  pull_back({}, tensors_of(start));
+  OuterSum outer;
+  for (auto value = outer_values_.rbegin(); value != outer_values_.rend(); ++value) outer.add(*value);
+  return {outer.total(), outer.auxiliary(), std::move(gradients_), std::move(final_state_), {}, cost_};
+}
+
+void Adjoint::refuse_graph_in_buffers(const InnerState& after) const {
+  for (size_t i = 0; i < after.buffers.size(); ++i) {
+    TORCH_CHECK(
+        !after.buffers[i].requires_grad(), name_, ": step ", after.step - 1, " wrote to buffer '",
+        problem_.model().buffers.names[i],
+        "' what depends on the weights, and its gradient would be lost from step to step; detach what is written, "
+        "or use Unroll");
+  }
+}
+
+}  // namespace gimli

@@ -39,6 +39,8 @@
 #include "gimli/task_batch.h"
 
 #include "gimli/hypergradient.h"
+#include "gimli/hypergradient/replay.h"
 #include "gimli/hypergradient/replay_schedule.h"
+#include "gimli/hypergradient/reversible.h"
 
 #include "gimli/gradcheck.h"

@@ -41,7 +41,10 @@ void add(TaskCost& sum, const TaskCost& task) {
   sum.outer_evaluations += task.outer_evaluations;
   sum.solver_products += task.solver_products;
   sum.states_stored = std::max(sum.states_stored, task.states_stored);
-  sum.solver_residual = std::max(sum.solver_residual, task.solver_residual);
+  if (std::isnan(task.solver_residual) || task.solver_residual > sum.solver_residual) {
+    sum.solver_residual = task.solver_residual;
+  }
+  if (sum.solver_remark.empty()) sum.solver_remark = task.solver_remark;
   sum.stationarity = std::max(sum.stationarity, task.stationarity);
 }
 

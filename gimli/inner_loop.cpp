@@ -193,6 +193,17 @@ void InnerLoop::update_groups(const TensorList& gradients) {
   }
 }
 
+std::vector<optim::Values> InnerLoop::hyperparameters() const {
+  std::vector<optim::Values> result(state_.parameters.size());
+  const auto& groups = setup_->optimizer.groups();
+  for (size_t g = 0; g < groups.size(); ++g) {
+    const auto& [indices, positions] = setup_->adapted[g];
+    auto values = groups[g].values_at(state_.step, indices, picked(state_.parameters, positions));
+    for (size_t k = 0; k < positions.size(); ++k) result[positions[k]] = std::move(values[k]);
+  }
+  return result;
+}
+
 void InnerLoop::stop_gradient() { set_state(state_.detach()); }
 
 void InnerLoop::set_state(InnerState state) {

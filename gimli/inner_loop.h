@@ -98,6 +98,10 @@ class InnerLoop final {
   const InnerState& state() const { return state_; }
   /// Whether the loop adapts the model's i-th parameter, or leaves it frozen.
   bool adapts(size_t i) const { return setup_->group_of[i] != nullptr; }
+  /// What adapts it.
+  const optim::UpdateRule& rule(size_t i) const { return *setup_->group_of[i]->rule; }
+  /// The hyperparameters of the next step, for each of the model's parameters; none for frozen ones.
+  std::vector<optim::Values> hyperparameters() const;
 
   /// The fast weights now, in the order of the model's parameters.
   const TensorList& parameters() const { return state_.parameters; }

@@ -92,14 +92,20 @@ at::Tensor Adjoint::pull_back(const InnerState& before) {
   const auto loss = problem_.step(loop, task_).detach();
   ++cost_.inner_steps;
   ++cost_.gradient_evaluations;
-  refuse_graph_in_buffers(loop.state());
   add_outer(loop.state().detach());
-  pull_back(leaves, tensors_of(loop.state()));
+  pull_back(leaves, loop.state());
   ++cost_.gradient_evaluations;
   return loss;
 }
 
-void Adjoint::pull_back(const TensorList& leaves, const TensorList& outputs) {
+void Adjoint::pull_back(const TensorList& leaves, const InnerState& after) {
+  for (size_t i = 0; i < after.buffers.size(); ++i) {
+    TORCH_CHECK(!after.buffers[i].requires_grad(), name_, ": step ", after.step - 1, " wrote to buffer '",
+                problem_.model().buffers.names[i],
+                "' what depends on the weights, and its gradient would be lost from step to step; detach what is "
+                "written, or use Unroll");
+  }
+  const auto outputs = tensors_of(after);
   TensorList results, cotangents;
   for (size_t i = 0; i < cotangent_.size(); ++i) {
     if (!cotangent_[i].defined() || !outputs[i].requires_grad()) continue;
@@ -124,20 +130,10 @@ bool Adjoint::vanishes_at(int64_t step) const {
 Strategy::TaskResult Adjoint::finish() {
   const auto start = problem_.start(Graph::full, task_).state();
   add_outer(start);
-  pull_back({}, tensors_of(start));
+  pull_back({}, start);
   OuterSum outer;
   for (auto value = outer_values_.rbegin(); value != outer_values_.rend(); ++value) outer.add(*value);
   return {outer.total(), outer.auxiliary(), std::move(gradients_), std::move(final_state_), {}, cost_};
-}
-
-void Adjoint::refuse_graph_in_buffers(const InnerState& after) const {
-  for (size_t i = 0; i < after.buffers.size(); ++i) {
-    TORCH_CHECK(
-        !after.buffers[i].requires_grad(), name_, ": step ", after.step - 1, " wrote to buffer '",
-        problem_.model().buffers.names[i],
-        "' what depends on the weights, and its gradient would be lost from step to step; detach what is written, "
-        "or use Unroll");
-  }
 }
 
 }  // namespace gimli

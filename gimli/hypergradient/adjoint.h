@@ -42,8 +42,8 @@ class Adjoint final {
   /// inner loss.
   at::Tensor pull_back(const InnerState& before);
 
-  /// Through any recorded piece from `leaves` to `outputs`, of which the cotangent is here.
-  void pull_back(const TensorList& leaves, const TensorList& outputs);
+  /// Through any recorded piece from `leaves` to the state `after`, of which the cotangent is here.
+  void pull_back(const TensorList& leaves, const InnerState& after);
 
   /// Whether nothing is left to pull back from the state after `step` steps to the start.
   bool vanishes_at(int64_t step) const;
@@ -53,8 +53,6 @@ class Adjoint final {
   Strategy::TaskResult finish();
 
  private:
-  void refuse_graph_in_buffers(const InnerState& after) const;
-
   const Bilevel& problem_;
   const TensorList& meta_parameters_;
   const TaskRef& task_;

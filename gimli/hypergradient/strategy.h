@@ -11,7 +11,8 @@ struct TaskCost {
   int64_t outer_evaluations = 0;     ///< of the outer loss
   int64_t states_stored = 0;         ///< most inner states kept at once, the start included
   int64_t solver_products = 0;       ///< matrix-vector products of a linear solver
-  double solver_residual = 0;        ///< |b - A x| / |b| of its solution
+  double solver_residual = 0;        ///< |b - A x| / |b| of its solution; NaN if it was not taken
+  std::string solver_remark = {};    ///< why it did not converge, in words
   double stationarity = 0;           ///< norm of the inner gradient where a strategy took it to be 0
 };
 

@@ -44,4 +44,24 @@ void SGD::update_all(std::vector<Iterate>& iterates, const TensorList& gradients
   fused::update_all<fused::SgdFormula>(*this, recipe, iterates, gradients, hyperparameters);
 }
 
+at::Tensor SGD::parameter_before(const at::Tensor& theta, const at::Tensor& b, const Values& hyperparameters) const {
+  const auto [lr, momentum, dampening, weight_decay] = unpack<4>(hyperparameters);
+  return add_scaled(theta, lr, b);
+}
+
+at::Tensor SGD::momentum_before(const at::Tensor& b, const at::Tensor& gradient, const at::Tensor& theta,
+                                const Values& hyperparameters) const {
+  const auto [lr, momentum, dampening, weight_decay] = unpack<4>(hyperparameters);
+  const auto g = descent(gradient, options_.maximize(), weight_decay, theta);
+  return divide(add_scaled(b, dampening - 1, g), momentum);
+}
+
+std::string SGD::irreversible(const Values& hyperparameters) const {
+  const auto momentum = hyperparameters[1];
+  if (options_.nesterov()) return "with nesterov, the step taken depends on the gradient where it began";
+  if (momentum.is_off()) return "without momentum, nothing tells from where a step came";
+  const bool positive = momentum.is_number() ? momentum.number() > 0 : momentum.tensor().gt(0).all().item<bool>();
+  return positive ? "" : "where the momentum is not above 0, nothing tells from where a step came";
+}
+
 }  // namespace gimli::optim

@@ -37,6 +37,16 @@ class SGD final : public UpdateRule {
   void update_all(std::vector<Iterate>& iterates, const TensorList& gradients,
                   const std::vector<Values>& hyperparameters) const override;
 
+  // The update undone, to rounding (Maclaurin et al. 2015, algorithm 2), where there is a momentum and no nesterov.
+
+  /// theta = theta' + lr b', from what is known after the update,
+  at::Tensor parameter_before(const at::Tensor& theta, const at::Tensor& b, const Values& hyperparameters) const;
+  /// and b = (b' - (1 - dampening) g) / momentum, from the gradient at theta, if it was not the first update.
+  at::Tensor momentum_before(const at::Tensor& b, const at::Tensor& gradient, const at::Tensor& theta,
+                             const Values& hyperparameters) const;
+  /// In words, why it cannot be undone with these hyperparameters; empty if it can.
+  std::string irreversible(const Values& hyperparameters) const;
+
  private:
   SGDOptions options_;
 };

@@ -2,6 +2,8 @@
 
 #include "gimli/tensor_list.h"
 
+#include "gimli/linear_solve.h"
+
 #include "gimli/substitution.h"
 
 #include "gimli/optim/gradient_transform.h"

@@ -401,6 +401,19 @@ TEST(ConjugateGradient, solves_a_singular_system_that_has_a_solution) {
   expect_near(solution.x[0], x, 1e-10);
 }
 
+TEST(ConjugateGradient, does_not_divide_by_rounding) {
+  for (uint64_t seed = 0; seed < 50; ++seed) {
+    for (const auto type : {at::kDouble, at::kFloat}) {
+      SCOPED_TRACE(c10::str("seed ", seed, ", ", type));
+      const auto factor = random({n, 4}, seed);
+      const auto A = factor.mm(factor.t()).to(type), b = random({n}, 1000 + seed).to(type);
+      const auto solution = ConjugateGradient().solve(Product{A}, {b});
+      EXPECT_NE(solution.remark.find("A is not positive definite"), std::string::npos) << solution.remark;
+      EXPECT_LE(solution.residual, 1.01);
+    }
+  }
+}
+
 TEST(GMRES, minimizes_the_residual_over_the_krylov_space) {
   const auto b = right_side(), start = random({n}, 9);
   for (const auto& A : {nonsymmetric(), indefinite()}) {
@@ -465,6 +478,19 @@ TEST(GMRES, finds_least_squares_where_there_is_no_solution) {
   EXPECT_LE(size(A.mv(b - A.mv(solution.x[0]))), 1e-11 * size(b));
   const auto null = orthogonal().select(1, 0);
   EXPECT_NEAR(solution.residual, std::abs(at::dot(null, b).item<double>()) / size(b), 1e-12);
+
+  for (uint64_t seed = 0; seed < 50; ++seed) {
+    for (const auto type : {at::kDouble, at::kFloat}) {
+      SCOPED_TRACE(c10::str("seed ", seed, ", ", type));
+      const auto factor = random({n, 4}, seed), c = random({n}, 1000 + seed);
+      const auto least = GMRES().solve(Product{factor.mm(factor.t()).to(type)}, {c.to(type)});
+      EXPECT_NE(least.remark.find("A is singular"), std::string::npos) << least.remark;
+      const auto x = std::get<0>(at::linalg_lstsq(factor.mm(factor.t()), c.unsqueeze(1), 1e-10, "gelsd")).squeeze(1);
+      const double expected = size(c - factor.mm(factor.t()).mv(x)) / size(c);
+      EXPECT_NEAR(least.residual, expected, type == at::kDouble ? 1e-10 : 1e-3);
+      EXPECT_LE(size(least.x[0]), 1e3 * size(x));
+    }
+  }
 
   const auto consistent = GMRES(GMRESOptions().tolerance(1e-12)).solve(Product{A}, {A.mv(b)});
   EXPECT_TRUE(consistent.converged) << consistent.remark;
@@ -564,6 +590,12 @@ TEST(Nystrom, is_exact_for_low_rank) {
       EXPECT_TRUE(solution.converged) << solution.remark;
       expect_near(solution.x[0], at::linalg_solve(A + 0.1 * identity(n), b), precise ? 1e-11 : 1e-3);
     }
+  }
+  for (uint64_t seed = 0; seed < 50; ++seed) {
+    const auto narrow = random({n, 2}, seed);
+    const auto solver = Nystrom(NystromOptions(8).seed(seed).rho(1e-3).tolerance(1e-9));
+    const auto solution = solver.solve(Product{narrow.mm(narrow.t())}, {b});
+    EXPECT_TRUE(solution.converged) << solution.remark;
   }
   const auto nothing = Nystrom(NystromOptions().rho(0.1)).solve(Product{at::zeros({n, n}, at::kDouble)}, {b});
   EXPECT_TRUE(nothing.converged);

@@ -14,14 +14,20 @@ std::string iterate(LinearSystem& system, double target, TensorList& x, TensorLi
                     int64_t max_iterations) {
   auto p = r;
   double rr = inner_product(r, r);
+  auto best = x;
+  double smallest = rr;
+  const auto stop = [&](std::string remark) {
+    x = std::move(best);
+    return remark;
+  };
   while (std::sqrt(rr) > target && iterations < max_iterations) {
     const auto Ap = system.product(p);
     const double pAp = inner_product(p, Ap);
     const double size = length(p) * length(Ap);
     ++iterations;
-    if (!std::isfinite(size)) return not_finite(iterations);
+    if (!std::isfinite(size)) return stop(not_finite(iterations));
     if (pAp <= roundings * system.epsilon() * size) {
-      return c10::str("A is not positive definite: p^T A p = ", pAp, " in iteration ", iterations);
+      return stop(c10::str("A is not positive definite: p^T A p = ", pAp, " in iteration ", iterations));
     }
 
     const double a = rr / pAp;
@@ -29,6 +35,10 @@ std::string iterate(LinearSystem& system, double target, TensorList& x, TensorLi
     r = add_scaled(std::move(r), -a, Ap);
     const double previous = std::exchange(rr, inner_product(r, r));
     p = add_scaled(r, rr / previous, p);
+    if (rr < smallest) {
+      smallest = rr;
+      best = x;
+    }
   }
   return {};
 }

@@ -91,14 +91,17 @@ LinearSolution solve_in_cycles(LinearSystem& system, double tolerance, int64_t m
     auto next = x;
     remark = cycle(system, target, next, r, iterations, max_iterations);
     auto residual = system.residual(next);
-    if (remark.empty() && iterations < max_iterations && !(length(residual) < length(r))) {
-      remark = c10::str("the residual ", length(r) / system.length_of_b(), " falls no more, after ", iterations,
-                        " iterations");
+    const bool exhausted = remark.empty() && iterations == max_iterations;
+    if (!exhausted && !(length(residual) < length(r))) {
+      if (remark.empty()) {
+        remark = c10::str("the residual ", length(r) / system.length_of_b(), " falls no more, after ", iterations,
+                          " iterations");
+      }
       break;
     }
     x = std::move(next);
     r = std::move(residual);
-    if (remark.empty() && iterations == max_iterations) {
+    if (exhausted) {
       remark = c10::str("the residual is ", length(r) / system.length_of_b(), " after ", iterations, " iterations");
     }
   }

@@ -43,7 +43,9 @@ LinearSolution solve_with(const LinearSolver& solver, const MatVec& A, const Ten
 using Cycle = std::function<std::string(LinearSystem& system, double target, TensorList& x, TensorList r,
                                         int64_t& iterations, int64_t max_iterations)>;
 
-/// Repeats `cycle` from the true residual of what the last one reached, for as long as that makes the residual smaller.
+/// Repeats `cycle` from the true residual of what the last one reached, for as long as that makes the residual smaller;
+/// an x that does not is dropped, unless it came with the last iteration (the |r| of conjugate gradients may rise
+/// first).
 LinearSolution solve_in_cycles(LinearSystem& system, double tolerance, int64_t max_iterations, const Cycle& cycle);
 
 /// |v|

@@ -401,7 +401,21 @@ TEST(ConjugateGradient, solves_a_singular_system_that_has_a_solution) {
   expect_near(solution.x[0], x, 1e-10);
 }
 
-TEST(ConjugateGradient, does_not_divide_by_rounding) {
+TEST(ConjugateGradient, returns_the_smallest_residual_where_it_has_to_stop) {
+  const Product A{singular()};
+  const TensorList b{right_side()};
+  const auto stopped = ConjugateGradient().solve(A, b);
+  double smallest = 1, last = 1;
+  for (int64_t j = 1; j < stopped.products - 1; ++j) {
+    last = ConjugateGradient(ConjugateGradientOptions().max_iterations(j)).solve(A, b).residual;
+    smallest = std::min(smallest, last);
+  }
+  EXPECT_LT(smallest, 1);
+  EXPECT_LT(smallest, last);
+  EXPECT_NEAR(stopped.residual, smallest, 1e-9);
+}
+
+TEST(ConjugateGradient, returns_no_worse_than_it_started_from_where_there_is_no_solution) {
   for (uint64_t seed = 0; seed < 50; ++seed) {
     for (const auto type : {at::kDouble, at::kFloat}) {
       SCOPED_TRACE(c10::str("seed ", seed, ", ", type));
@@ -466,9 +480,17 @@ TEST(GMRES, stops_where_the_space_ends) {
 }
 
 TEST(GMRES, keeps_its_basis_orthogonal_where_the_product_cancels) {
-  const auto A = identity(n) + 1e-7 * at::linspace(0, 1, n, at::kDouble).pow(4).diag() + 1e-9 * random({n, n}, 2);
-  const auto solution = GMRES(GMRESOptions().tolerance(1e-15)).solve(Product{A}, {right_side()});
-  EXPECT_LE(solution.residual, 1e-15) << solution.remark;
+  const auto A = identity(n) + 1e-7 * random({n, n}, 2);
+  TensorList basis;
+  const MatVec recorded = [&](const TensorList& v) -> TensorList {
+    basis.push_back(v[0]);
+    return {A.mv(v[0])};
+  };
+  GMRES(GMRESOptions().tolerance(unreachable).max_iterations(4)).solve(recorded, {right_side()});
+  basis.pop_back();  // the residual
+  ASSERT_EQ(basis.size(), 4);
+  const auto V = at::stack(basis, 1);
+  EXPECT_LE((V.t().mm(V) - identity(4)).abs().max().item<double>(), 1e-14);
 }
 
 TEST(GMRES, finds_least_squares_where_there_is_no_solution) {

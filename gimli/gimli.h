@@ -4,6 +4,8 @@
 
 #include "gimli/memory_meter.h"
 
+#include "gimli/linear_solve.h"
+
 #include "gimli/substitution.h"
 
 #include "gimli/optim/gradient_transform.h"
@@ -39,6 +41,7 @@
 #include "gimli/task_batch.h"
 
 #include "gimli/hypergradient.h"
+#include "gimli/hypergradient/implicit.h"
 #include "gimli/hypergradient/replay.h"
 #include "gimli/hypergradient/replay_schedule.h"
 #include "gimli/hypergradient/reversible.h"

@@ -12,6 +12,24 @@ TensorList sum(TensorList a, const TensorList& b) {
   return a;
 }
 
+TensorList add_scaled(TensorList a, double factor, const TensorList& b) {
+  TORCH_CHECK(a.size() == b.size(), "add_scaled: lists of ", a.size(), " and ", b.size(), " tensors");
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (b[i].defined()) a[i] = a[i].defined() ? a[i] + factor * b[i] : factor * b[i];
+  }
+  return a;
+}
+
+double inner_product(const TensorList& a, const TensorList& b) {
+  TORCH_CHECK(a.size() == b.size(), "inner_product: lists of ", a.size(), " and ", b.size(), " tensors");
+  auto total = at::zeros({}, at::kDouble);
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (!a[i].defined() || !b[i].defined()) continue;
+    total = total + at::dot(a[i].flatten().to(at::kDouble), b[i].flatten().to(at::kDouble));
+  }
+  return total.item<double>();
+}
+
 TensorList divide(TensorList list, double divisor) {
   for (auto& tensor : list) {
     if (tensor.defined()) tensor = tensor / divisor;

@@ -13,6 +13,12 @@ using TensorList = std::vector<at::Tensor>;
 /// a + b, element by element; an undefined tensor counts as 0.
 TensorList sum(TensorList a, const TensorList& b);
 
+/// a + factor b, element by element; an undefined tensor counts as 0.
+TensorList add_scaled(TensorList a, double factor, const TensorList& b);
+
+/// a^T b, each list seen as one long vector; an undefined tensor counts as 0. Adds in double whatever the lists' type.
+double inner_product(const TensorList& a, const TensorList& b);
+
 /// `list` divided by a number; undefined tensors stay undefined.
 TensorList divide(TensorList list, double divisor);
 

@@ -129,7 +129,8 @@ INSTANTIATE_TEST_SUITE_P(Optimizers, ProblemVariantsTest, testing::Values("SGD_m
 TEST_P(ProblemVariantsTest, AgreeToRounding) {
   const auto strength = torch::tensor(0.3, torch::dtype(torch::kDouble).requires_grad(true));
   const auto factor = torch::tensor(0.7, torch::dtype(torch::kDouble).requires_grad(true));
-  const auto start = hypergradient(problem.bilevel(3).keep_final_states(true), {problem.lr}, problem.tasks).final_states[0];
+  const auto start =
+      hypergradient(problem.bilevel(3).keep_final_states(true), {problem.lr}, problem.tasks).final_states[0];
   const auto few = problem.few_meta_parameters(), all = problem.meta_parameters();
   const auto with = [](TensorList list, const Tensor& more) {
     list.push_back(more);
@@ -182,16 +183,16 @@ TEST(InterruptionTest, LeavesModelGeneratorsAndThreadAsTheyWere) {
     };
   };
   auto& sequential = dynamic_cast<torch::nn::SequentialImpl&>(*problem.model);
-  auto bilevel = Bilevel(*problem.model, inner_optimizer("SGD_momentum").make(problem.model->parameters()).set("lr", problem.lr))
-                     .steps(3)
-                     .outer_at({1, 3})
-                     .inner(interrupted([&](const Examples& task) {
-                       const auto prediction = torch::dropout(sequential.forward(task.x), 0.3, true);
-                       return ((prediction - task.y).pow(2).sum(1) * problem.example_weights).mean();
-                     }))
-                     .outer(interrupted([&](const Examples& task) {
-                       return (sequential.forward(task.x_query) - task.y_query).pow(2).mean();
-                     }));
+  auto bilevel =
+      Bilevel(*problem.model, inner_optimizer("SGD_momentum").make(problem.model->parameters()).set("lr", problem.lr))
+          .steps(3)
+          .outer_at({1, 3})
+          .inner(interrupted([&](const Examples& task) {
+            const auto prediction = torch::dropout(sequential.forward(task.x), 0.3, true);
+            return ((prediction - task.y).pow(2).sum(1) * problem.example_weights).mean();
+          }))
+          .outer(interrupted(
+              [&](const Examples& task) { return (sequential.forward(task.x_query) - task.y_query).pow(2).mean(); }));
   const TensorList few{problem.lr, problem.example_weights};
   const Threads threads(2);
   const auto generator_state = [] { return at::detail::getDefaultCPUGenerator().get_state(); };

@@ -39,9 +39,7 @@ class ReplayTest : public testing::Test {
         .outer([this] { return torch::mse_loss(model.ptr()->forward(y), x); });
   }
   Bilevel adam(int64_t steps) const { return problem(optim::Adam(optim::AdamOptions(0.003)), steps); }
-  Bilevel sgd(int64_t steps) const {
-    return problem(optim::SGD(optim::SGDOptions(0.003).momentum(0.9)), steps);
-  }
+  Bilevel sgd(int64_t steps) const { return problem(optim::SGD(optim::SGDOptions(0.003).momentum(0.9)), steps); }
 
   TensorList metas() const {
     auto list = model->parameters();
@@ -86,11 +84,11 @@ TEST_F(ReplayTest, OrdersOfGrowthAreThoseOfTheSchedules) {
   const auto states = [&](const Strategy& strategy, int64_t T) {
     return static_cast<double>(peak_bytes(adam(T), strategy) - peak_bytes(adam(1), strategy)) / (3 * parameter_bytes());
   };
-  EXPECT_LT(states(Replay(Binomial(4)), 1024), 6);                                   // O(1)
-  EXPECT_LT(states(Replay(Tree()), 1024), 12);                                       // O(log T)
-  EXPECT_LT(states(Replay(Sqrt()), 1024), 64);                                       // O(sqrt T)
-  EXPECT_NEAR(states(Replay(), 1024) / states(Replay(), 64), 16, 1.);                // O(T)
-  EXPECT_NEAR(states(Unroll(), 512) / states(Unroll(), 64), 8, 1.);                  // O(T)
+  EXPECT_LT(states(Replay(Binomial(4)), 1024), 6);                     // O(1)
+  EXPECT_LT(states(Replay(Tree()), 1024), 12);                         // O(log T)
+  EXPECT_LT(states(Replay(Sqrt()), 1024), 64);                         // O(sqrt T)
+  EXPECT_NEAR(states(Replay(), 1024) / states(Replay(), 64), 16, 1.);  // O(T)
+  EXPECT_NEAR(states(Unroll(), 512) / states(Unroll(), 64), 8, 1.);    // O(T)
   EXPECT_GT(states(Unroll(), 64), 4 * states(Replay(), 64));
 }
 
@@ -127,12 +125,11 @@ TEST_F(ReplayTest, StepsThatComeOutDifferentlyAreRefused) {
   auto drifting = adam(4);
   int calls = 0;
   drifting.inner([&] { return torch::mse_loss(model.ptr()->forward(x), y) * (1 + 0.1 * calls++); });
-  expect_error([&] { hypergradient(drifting, metas(), {}, Replay()); }, "Replay(KeepAll): step 2 of the inner loop gave");
+  expect_error([&] { hypergradient(drifting, metas(), {}, Replay()); },
+               "Replay(KeepAll): step 2 of the inner loop gave");
   auto drawing = sgd(4);
   auto generator = at::detail::createCPUGenerator(3);
-  drawing.inner([&] {
-    return torch::mse_loss(model.ptr()->forward(x), at::empty_like(y).normal_(0, 1, generator));
-  });
+  drawing.inner([&] { return torch::mse_loss(model.ptr()->forward(x), at::empty_like(y).normal_(0, 1, generator)); });
   expect_error([&] { hypergradient(drawing, metas(), {}, Reversible()); },
                "its closure must depend on its task and step alone");
 }
@@ -157,9 +154,11 @@ TEST_F(ReplayTest, BuffersThatCarryAGraphAreRefused) {
 
 TEST_F(ReplayTest, WhatCannotBeUndoneIsRefused) {
   const auto reversed = [&](const Bilevel& bilevel) { hypergradient(bilevel, metas(), {}, Reversible()); };
-  expect_error([&] { reversed(adam(3)); },
-               "Reversible(): step 0 of parameter '0.weight' cannot be undone: Adam is not SGD with momentum; use Replay");
-  expect_error([&] { reversed(problem(optim::SGD(0.1), 3)); }, "without momentum, nothing tells from where a step came");
+  expect_error(
+      [&] { reversed(adam(3)); },
+      "Reversible(): step 0 of parameter '0.weight' cannot be undone: Adam is not SGD with momentum; use Replay");
+  expect_error([&] { reversed(problem(optim::SGD(0.1), 3)); },
+               "without momentum, nothing tells from where a step came");
   expect_error([&] { reversed(problem(optim::SGD(optim::SGDOptions(0.1).momentum(0.9).nesterov(true)), 3)); },
                "with nesterov, the step taken depends on the gradient where it began");
 }

@@ -1,0 +1,126 @@
+#include "gimli/hypergradient/implicit.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include "gimli/hypergradient/adjoint.h"
+
+namespace gimli {
+namespace {
+
+/// F, where it depends on the weights or on meta-parameters, as a recorded function of them.
+class Stationarity final {
+ public:
+  Stationarity(TensorList weights, TensorList F) : weights_(std::move(weights)) {
+    for (const auto& f : F) {
+      if (f.requires_grad()) F_.push_back(f);
+      is_constant_.push_back(!f.requires_grad());
+    }
+  }
+
+  /// v^T dF/dw.
+  TensorList times_jacobian(const TensorList& v) const {
+    auto result = product(weights_, v);
+    for (size_t i = 0; i < result.size(); ++i) {
+      if (!result[i].defined()) result[i] = at::zeros_like(weights_[i]);
+    }
+    return result;
+  }
+
+  /// v^T d F/d inputs; undefined where F does not depend on them.
+  TensorList product(const TensorList& inputs, const TensorList& v) const {
+    TensorList cotangents;
+    for (size_t i = 0; i < v.size(); ++i) {
+      if (!is_constant_[i]) cotangents.push_back(v[i]);
+    }
+    if (F_.empty()) return TensorList(inputs.size());
+    return torch::autograd::grad(F_, inputs, cotangents, /*retain_graph=*/true, /*create_graph=*/false,
+                                 /*allow_unused=*/true);
+  }
+
+ private:
+  TensorList weights_, F_;
+  std::vector<bool> is_constant_;
+};
+
+}  // namespace
+
+Implicit& Implicit::damping(double damping) {
+  TORCH_CHECK(std::isfinite(damping) && damping >= 0, "Implicit::damping: expected at least 0, got ", damping);
+  damping_ = damping;
+  return *this;
+}
+
+Implicit& Implicit::start_from(std::vector<TensorList> solutions) {
+  solutions_ = std::move(solutions);
+  return *this;
+}
+
+std::string Implicit::name() const { return c10::str("Implicit(", solver_->name(), ")"); }
+
+void Implicit::check(const Bilevel& problem) const {
+  for (int64_t k = 0; k < problem.steps(); ++k) {
+    TORCH_CHECK(!problem.has_outer_at(k), name(), ": the outer loss after step ", k,
+                " is not one of the stationary point at the end; use Unroll or Replay");
+  }
+  for (const auto& group : problem.optimizer().groups()) {
+    for (const auto* decay : {"weight_decay", "lambd"}) {
+      TORCH_CHECK(!group.has(decay) || (group.value(decay).is_number() && group.value(decay).number() == 0), name(),
+                  ": ", group.rule->name(), "'s ", decay,
+                  " moves its fixed point away from where the gradient is 0; set it to 0 and put the decay into the "
+                  "inner loss, or use the gradient transform weight_decay");
+    }
+  }
+}
+
+Strategy::TaskResult Implicit::differentiate(const Bilevel& problem, const TensorList& meta_parameters,
+                                             const TaskRef& task) const {
+  check(problem);
+  TORCH_CHECK(solutions_.empty() || task.index() < static_cast<int64_t>(solutions_.size()), name(), ": start_from got ",
+              solutions_.size(), " solutions, and there is a task number ", task.index());
+  auto unrecorded = problem.start(Graph::none, task);
+  for (int64_t k = 0; k < problem.steps(); ++k) problem.step(unrecorded, task);
+  const auto end = unrecorded.state();
+  auto outer = outer_gradient(problem, meta_parameters, task, end);
+
+  auto loop = problem.start(Graph::full, task);
+  auto at_end = end;
+  at_end.step = std::max<int64_t>(problem.steps() - 1, 0);
+  loop.set_state(std::move(at_end));
+  const auto gradients = loop.transformed(loop.gradients(problem.loss(loop, task)));
+
+  auto result_gradients = std::move(outer.meta_parameters);
+  TensorList w, F, b;
+  for (size_t i = 0; i < gradients.size(); ++i) {
+    if (gradients[i].defined()) {
+      w.push_back(loop.parameters()[i]);
+      F.push_back(gradients[i]);
+      b.push_back(outer.state[i].defined() ? outer.state[i] : at::zeros_like(w.back()));
+    } else if (outer.state[i].defined()) {  // the loop leaves it where it starts
+      const auto& own = problem.model().parameters.tensors[i];
+      TORCH_CHECK(end.parameters[i].is_alias_of(own), name(), ": the last step's inner loss does not use parameter '",
+                  problem.model().parameters.names[i],
+                  "', which earlier steps changed, so where it is stationary is unknown");
+      for (size_t j = 0; j < meta_parameters.size(); ++j) {
+        if (meta_parameters[j].is_same(own)) result_gradients[j] = outer.state[i];
+      }
+    }
+  }
+  const Stationarity stationarity(w, F);
+  const auto product = [&](const TensorList& v) { return add_scaled(stationarity.times_jacobian(v), damping_, v); };
+  auto solution = solver_->solve(product, b, solutions_.empty() ? TensorList() : solutions_[task.index()]);
+  result_gradients = add_scaled(std::move(result_gradients), -1, stationarity.product(meta_parameters, solution.x));
+
+  TaskResult result{
+      outer.value.loss, outer.value.auxiliary, std::move(result_gradients), end, std::move(solution.x), {}};
+  result.cost.inner_steps = problem.steps();
+  result.cost.gradient_evaluations = problem.steps() + 3 + solution.products;
+  result.cost.outer_evaluations = result.cost.states_stored = 1;
+  result.cost.solver_products = solution.products;
+  result.cost.solver_residual = solution.residual;
+  result.cost.solver_remark = std::move(solution.remark);
+  result.cost.stationarity = std::sqrt(inner_product(F, F));
+  return result;
+}
+
+}  // namespace gimli

@@ -56,8 +56,8 @@ struct ConjugateGradientOptions {
 /// unknowns.
 ///
 /// An iteration is one product, and the residual at the end one more. If that one is above the tolerance although the
-/// recurrence is below, it starts again from there, for as long as that helps. If p^T A p <= 0,
-/// A is not positive definite and the last x no best one: it stops, says so, and returns the x with the smallest |r|.
+/// recurrence is below, it starts again from there, for as long as that helps. If p^T A p <= 0, A is
+/// not positive definite and the last x no best one: it stops, says so, and returns the x with the smallest |r|.
 class ConjugateGradient final : public LinearSolver {
  public:
   explicit ConjugateGradient(ConjugateGradientOptions options = {});

@@ -166,8 +166,9 @@ TEST_P(ProblemVariantsTest, AgreeToRounding) {
       EXPECT_LE(relative_difference({result.outer_losses}, {expected.outer_losses}), 1e-12) << variant << ", " << name;
       EXPECT_LE(relative_difference(result.gradients, expected.gradients), 1e-12) << variant << ", " << name;
     }
+    if (variant.find("stop") != std::string::npos || variant == "no step") continue;
     const auto numeric = gradcheck(bilevel, {metas.back()}, problem.tasks, Unroll(), GradcheckOptions().absolute(1e-6));
-    EXPECT_TRUE(variant == "no step" || numeric) << variant << ": " << numeric.message;
+    EXPECT_TRUE(numeric) << variant << ": " << numeric.message;
   }
 }
 
@@ -194,13 +195,14 @@ TEST(InterruptionTest, LeavesModelGeneratorsAndThreadAsTheyWere) {
           .outer(interrupted(
               [&](const Examples& task) { return (sequential.forward(task.x_query) - task.y_query).pow(2).mean(); }));
   const TensorList few{problem.lr, problem.example_weights};
+  const Sequential sequentially;
   const Threads threads(2);
   const auto generator_state = [] { return at::detail::getDefaultCPUGenerator().get_state(); };
   for (const auto& [name, strategy, only] : exact_strategies) {
-    for (const TaskBatch* batch : std::initializer_list<const TaskBatch*>{&threads, nullptr}) {
+    for (const TaskBatch* batch : std::initializer_list<const TaskBatch*>{&sequentially, &threads}) {
       const auto run = [&, strategy = strategy] {
         calls = 0;
-        return hypergradient(bilevel, few, problem.tasks, *strategy, batch ? *batch : Sequential());
+        return hypergradient(bilevel, few, problem.tasks, *strategy, *batch);
       };
       fatal = 0;
       torch::manual_seed(1);
@@ -222,7 +224,7 @@ TEST(InterruptionTest, LeavesModelGeneratorsAndThreadAsTheyWere) {
       fatal = 0;
       const auto result = run();
       expect_equal(result.gradients, expected.gradients);
-      expect_equal({result.outer_losses}, {expected.outer_losses});
+      EXPECT_TRUE(torch::equal(result.outer_losses, expected.outer_losses));
     }
   }
 }

@@ -89,7 +89,7 @@ TEST_F(ReplayTest, OrdersOfGrowthAreThoseOfTheSchedules) {
   EXPECT_LT(states(Replay(Sqrt()), 1024), 64);                         // O(sqrt T)
   EXPECT_NEAR(states(Replay(), 1024) / states(Replay(), 64), 16, 1.);  // O(T)
   EXPECT_NEAR(states(Unroll(), 512) / states(Unroll(), 64), 8, 1.);    // O(T)
-  EXPECT_GT(states(Unroll(), 64), 4 * states(Replay(), 64));
+  EXPECT_GT(states(Unroll(), 64), 1.5 * states(Replay(), 64));
 }
 
 TEST_F(ReplayTest, KeptGradientsAreSmallerThanStatesAndNeedNoLossAgain) {

@@ -41,6 +41,7 @@
 #include "gimli/task_batch.h"
 
 #include "gimli/hypergradient.h"
+#include "gimli/hypergradient/evolution.h"
 #include "gimli/hypergradient/implicit.h"
 #include "gimli/hypergradient/replay.h"
 #include "gimli/hypergradient/replay_schedule.h"

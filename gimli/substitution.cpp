@@ -239,17 +239,21 @@ bool Substitution::was_read(size_t i) const {
   return entries_.at(model_.parameters.tensors[i].unsafeGetTensorImpl()).was_read;
 }
 
+bool Substitution::was_hidden(size_t i) const {
+  return entries_.at(model_.parameters.tensors[i].unsafeGetTensorImpl()).was_hidden;
+}
+
 bool Substitution::active() { return innermost != nullptr; }
 
 const Substitution::Entry* Substitution::find(const c10::TensorImpl* tensor) {
+  const Entry* found = nullptr;
   for (const auto* scope = innermost; scope; scope = scope->outer_) {
     const auto entry = scope->entries_.find(tensor);
-    if (entry != scope->entries_.end()) {
-      entry->second.was_read = true;
-      return &entry->second;
-    }
+    if (entry == scope->entries_.end()) continue;
+    (found ? entry->second.was_hidden : entry->second.was_read) = true;
+    if (!found) found = &entry->second;
   }
-  return nullptr;
+  return found;
 }
 
 const Substitution::Owner* Substitution::owner_of(const c10::StorageImpl* storage) {

@@ -37,6 +37,8 @@ struct ModelTensors {
     { *pointer } -> std::convertible_to<const torch::nn::Module&>;
   }
   ModelTensors(const Pointer& pointer) : ModelTensors(static_cast<const torch::nn::Module&>(*pointer)) {}
+  /// Tensors of no module, as parameters.
+  explicit ModelTensors(NamedTensors tensors) : parameters(std::move(tensors)) {}
 
   NamedTensors parameters;
   NamedTensors buffers;
@@ -79,7 +81,7 @@ class Substitution final {
     at::Tensor value;
     const std::string* name;
     bool is_parameter;
-    mutable bool was_read = false;
+    mutable bool was_read = false, was_hidden = false;
   };
 
   /// The owner of memory: a parameter or buffer of the model, or its value here.
@@ -88,8 +90,10 @@ class Substitution final {
     bool stale;  ///< it is the model's, and the value here is elsewhere
   };
 
-  /// Whether the value of the model's i-th parameter was asked for in this scope.
+  /// Whether the value that this scope has for the model's i-th parameter was asked for.
   bool was_read(size_t i) const;
+  /// Whether the parameter was asked for where a scope within this one had another value for it.
+  bool was_hidden(size_t i) const;
 
   /// What the innermost scope of this thread puts in the place of a tensor, or nullptr.
   static const Entry* find(const c10::TensorImpl* tensor);

@@ -351,6 +351,25 @@ TEST(Substitution, TheInnermostScopeDecides) {
   EXPECT_FALSE(Substitution::active());
 }
 
+TEST(Substitution, TellsWhoseValuesWereAskedFor) {
+  const auto a = torch::zeros({}), b = torch::zeros({}), c = torch::zeros({}), d = torch::zeros({}),
+             e = torch::zeros({}), ten = torch::full({}, 10.);
+  const ModelTensors outer_tensors(NamedTensors{{"a", "b", "c", "d", "e"}, {a, b, c, d, e}});
+  const ModelTensors inner_tensors(NamedTensors{{"a", "b"}, {a, b}});
+  const Substitution outer(outer_tensors, {ten, ten, ten, d, e}, {});
+  {
+    const Substitution inner(inner_tensors, {ten, ten}, {});
+    EXPECT_EQ((a + c).item<double>(), 20);
+    EXPECT_TRUE(inner.was_read(0) && !inner.was_hidden(0) && !inner.was_read(1));
+  }
+  resolve(d);
+  const bool read[] = {false, false, true, true, false}, hidden[] = {true, false, false, false, false};
+  for (size_t i = 0; i < 5; ++i) {
+    EXPECT_EQ(outer.was_read(i), read[i]) << i;
+    EXPECT_EQ(outer.was_hidden(i), hidden[i]) << i;
+  }
+}
+
 TEST(Substitution, ThreadsSeeTheirOwnValues) {
   auto m = nested();
   m->to(torch::kDouble);

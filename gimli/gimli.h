@@ -43,6 +43,7 @@
 #include "gimli/hypergradient.h"
 #include "gimli/hypergradient/evolution.h"
 #include "gimli/hypergradient/implicit.h"
+#include "gimli/hypergradient/recommend.h"
 #include "gimli/hypergradient/replay.h"
 #include "gimli/hypergradient/replay_schedule.h"
 #include "gimli/hypergradient/reversible.h"

@@ -115,7 +115,9 @@ GradcheckReport gradgradcheck(const ScalarFunction& function, const TensorList& 
 GradcheckReport gradcheck(const Bilevel& problem, const TensorList& meta_parameters, const TaskList& tasks,
                           const Strategy& strategy, GradcheckOptions options) {
   check_inputs(meta_parameters);
-  const auto result = hypergradient(problem, meta_parameters, tasks, strategy);
+  auto seeded = problem;
+  if (!seeded.seed()) seeded.seed(at::empty({}, at::kLong).random_().item<int64_t>());
+  const auto result = hypergradient(seeded, meta_parameters, tasks, strategy);
   GradcheckReport report;
   double worst_miss = 0;
   for (size_t i = 0; i < meta_parameters.size(); ++i) {
@@ -127,7 +129,7 @@ GradcheckReport gradcheck(const Bilevel& problem, const TensorList& meta_paramet
     const auto numeric = central_differences(
         [&](const at::Tensor& moved) {
           parameter.copy_(moved);
-          return evaluate(problem, tasks).outer_loss.template item<double>();
+          return evaluate(seeded, tasks).outer_loss.template item<double>();
         },
         parameter, options.step());
     compare(report, worst_miss, i, result.gradients[i], numeric, options);

@@ -33,8 +33,8 @@ GradcheckReport gradcheck(const ScalarFunction& function, const TensorList& inpu
 /// The same for second derivatives: gradcheck of the gradient's product with a fixed random direction.
 GradcheckReport gradgradcheck(const ScalarFunction& function, const TensorList& inputs, GradcheckOptions options = {});
 
-/// Compares a strategy's hypergradient with central differences of the outer loss. The meta-parameters are perturbed in
-/// place and are what they were when it returns or throws.
+/// Compares a strategy's hypergradient with central differences of the outer loss, all with the same random numbers.
+/// The meta-parameters are perturbed in place and are what they were when it returns or throws.
 GradcheckReport gradcheck(const Bilevel& problem, const TensorList& meta_parameters, const TaskList& tasks = {},
                           const Strategy& strategy = Unroll(), GradcheckOptions options = {});
 

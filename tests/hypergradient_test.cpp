@@ -178,6 +178,85 @@ TEST_F(HypergradientTest, ThreadsChangeNoBit) {
   }
 }
 
+TEST_F(HypergradientTest, RandomNumbersBelongToTheTaskAndTheStep) {
+  const nn::Dropout dropout(0.5);
+  auto bilevel = problem();
+  bilevel.inner([&](const Regression& task) {
+    return torch::mse_loss(model.ptr()->forward(torch::dropout(task.x, 0.4, true)), task.y) + 0 * weights.sum();
+  });
+  bilevel.outer([&](const Regression& task) {
+    return torch::mse_loss(model.ptr()->forward(torch::dropout(task.x_query, 0.4, true)), task.y_query);
+  });
+  const auto run = [&](const TaskBatch& batch) { return hypergradient(bilevel, metas(), tasks, Unroll(), batch); };
+  torch::manual_seed(1);
+  const auto first = run(Threads(1)), second = run(Threads(1));
+  EXPECT_FALSE(torch::equal(first.outer_losses, second.outer_losses)) << "each call draws anew";
+  torch::manual_seed(1);
+  const auto again = run(Threads(3));
+  EXPECT_TRUE(torch::equal(again.outer_losses, first.outer_losses)) << "and the default generator decides what";
+  expect_equal(again.gradients, first.gradients);
+
+  bilevel.seed(4);
+  const auto seeded = run(Threads(2));
+  EXPECT_TRUE(torch::equal(run(Threads(1)).outer_losses, seeded.outer_losses));
+  EXPECT_TRUE(torch::equal(evaluate(bilevel, tasks, Threads(1)).outer_losses, seeded.outer_losses));
+  const auto same = std::vector<Regression>(3, tasks[0]);
+  const auto losses = evaluate(bilevel, same).outer_losses;
+  EXPECT_NE(losses[0].item<double>(), losses[1].item<double>()) << "tasks have streams of their own";
+  bilevel.seed(5);
+  EXPECT_FALSE(torch::equal(run(Threads(1)).outer_losses, seeded.outer_losses));
+  const auto report = gradcheck(bilevel, metas(), tasks);
+  EXPECT_TRUE(report) << report.message;
+}
+
+TEST_F(HypergradientTest, GradcheckHoldsTheRandomNumbersOfAProblemWithoutASeed) {
+  auto bilevel = problem();
+  bilevel.outer([&](const Regression& task) {
+    return torch::mse_loss(model.ptr()->forward(torch::dropout(task.x_query, 0.4, true)), task.y_query);
+  });
+  const auto report = gradcheck(bilevel, {lr}, tasks);
+  EXPECT_TRUE(report) << report.message;
+}
+
+// An outer closure in training mode does not move the running statistics that inner steps and the result see.
+TEST_F(HypergradientTest, OuterClosuresOnlyLookAtTheState) {
+  const nn::Sequential normed(nn::Linear(3, 4), nn::BatchNorm1d(4), nn::Linear(4, 2));
+  normed->to(torch::kDouble);
+  const auto with = [&](std::vector<int64_t> outer_at) {
+    return Bilevel(normed, optim::Optimizer(optim::SGD(0.1), normed->parameters()))
+        .steps(3)
+        .outer_at(std::move(outer_at))
+        .keep_final_states(true)
+        .inner([&](const Regression& task) { return torch::mse_loss(normed.ptr()->forward(task.x), task.y); })
+        .outer(
+            [&](const Regression& task) { return torch::mse_loss(normed.ptr()->forward(task.x_query), task.y_query); });
+  };
+  const auto often = hypergradient(with({0, 1, 2, 3}), normed->parameters(), tasks);
+  const auto once = hypergradient(with({3}), normed->parameters(), tasks);
+  for (size_t t = 0; t < tasks.size(); ++t) expect_equal(often.final_states[t].buffers, once.final_states[t].buffers);
+}
+
+TEST_F(HypergradientTest, AProximalTermPullsTowardsTheModelsOwnWeights) {
+  const auto strength = torch::tensor(0.7, f64.requires_grad(true));
+  auto by_hand = problem(optim::SGD(0.1));
+  TensorList own;
+  for (const auto& parameter : model->parameters()) own.push_back(parameter.detach().clone());
+  by_hand.inner([&](const Regression& task) {
+    auto loss = ((model.ptr()->forward(task.x) - task.y).pow(2).sum(1) * weights).mean();
+    const auto parameters = model->parameters();
+    for (size_t i = 0; i < own.size(); ++i) loss = loss + 0.35 * (parameters[i] - own[i]).square().sum();
+    return loss;
+  });
+  const auto expected = hypergradient(by_hand, {lr, weights}, tasks);
+  const auto result = hypergradient(problem(optim::SGD(0.1)).proximal(0.7), {lr, weights}, tasks);
+  for (int i = 0; i < 2; ++i) EXPECT_TRUE(torch::allclose(result.gradients[i], expected.gradients[i], 1e-12, 0)) << i;
+  auto all = metas();
+  all.push_back(strength);
+  const auto report = gradcheck(problem().proximal(strength), all, tasks);
+  EXPECT_TRUE(report) << report.message;
+  expect_error([&] { problem().proximal(-1); }, "Bilevel::proximal: expected a strength of at least 0, got -1");
+}
+
 TEST_F(HypergradientTest, ReportsWhatTheOuterClosureReturnsBesideItsLoss) {
   auto bilevel = problem();
   bilevel.outer([&](const Regression& task) {

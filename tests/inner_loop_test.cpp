@@ -4,10 +4,10 @@
 #include <torch/torch.h>
 
 #include "expect.h"
+#include "gimli/memory_meter.h"
 #include "gimli/optim/rules/muon.h"
 #include "gimli/optim/rules/rmsprop.h"
 #include "gimli/optim/rules/sgd.h"
-#include "gimli/memory_meter.h"
 
 namespace gimli {
 namespace {

@@ -152,6 +152,29 @@ TEST_F(ReplayTest, BuffersThatCarryAGraphAreRefused) {
   }
 }
 
+TEST_F(ReplayTest, RecommendedStrategiesFitAndAreTheFastestThatDo) {
+  constexpr int64_t T = 100;
+  const auto roomy = recommend(adam(T), metas(), int64_t{1} << 30);
+  EXPECT_EQ(roomy.strategy->name(), "Unroll()");
+  EXPECT_NEAR(static_cast<double>(peak_bytes(adam(T), Unroll())) / roomy.peak_bytes, 1, 0.05);
+  std::string last;
+  for (const double share : {0.8, 0.3, 0.15, 0.1}) {
+    const auto limit = static_cast<int64_t>(share * roomy.peak_bytes);
+    const auto tight = recommend(adam(T), metas(), limit);
+    EXPECT_LE(peak_bytes(adam(T), *tight.strategy), limit) << tight.reason;
+    EXPECT_LE(tight.peak_bytes, limit) << tight.reason;
+    EXPECT_NE(tight.strategy->name(), last) << tight.reason;
+    last = tight.strategy->name();
+  }
+  EXPECT_NE(last.find("Binomial"), std::string::npos) << last;
+  expect_error([&] { recommend(adam(T), metas(), 1000); }, "which is more than the limit of 1 KB");
+  expect_error([&] { recommend(adam(T), metas(), 0); }, "expected a memory limit above 0 bytes, got 0");
+
+  const auto several = adam(T).outer_at({20, 40, 60, 80, 100});
+  const auto chosen = recommend(several, metas(), roomy.peak_bytes / 4);
+  EXPECT_LE(peak_bytes(several, *chosen.strategy), roomy.peak_bytes / 4) << chosen.reason;
+}
+
 TEST_F(ReplayTest, WhatCannotBeUndoneIsRefused) {
   const auto reversed = [&](const Bilevel& bilevel) { hypergradient(bilevel, metas(), {}, Reversible()); };
   expect_error(

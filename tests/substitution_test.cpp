@@ -1,9 +1,12 @@
 #include "gimli/substitution.h"
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/jit/python/update_graph_executor_opt.h>
 #include <torch/script.h>
 #include <torch/torch.h>
+
+#include <set>
 
 #include <ATen/Parallel.h>
 
@@ -586,6 +589,96 @@ TEST(Substitution, RefusesListsOfTheWrongLength) {
   auto m = linear();
   const ModelTensors tensors(m);
   EXPECT_THROW(Substitution(tensors, {m->weight}, {}), c10::Error);
+}
+
+struct Draw {
+  std::string name;
+  std::function<Tensor()> draw;
+};
+
+/// Operators that draw, with a generator among their arguments or not, and some made of others.
+std::vector<Draw> draws() {
+  const auto x = torch::ones({20, 3}), rows = torch::ones({4, 5, 3});
+  const auto lstm = nn::LSTM(nn::LSTMOptions(3, 4).num_layers(2).dropout(0.5));
+  const auto attention = nn::MultiheadAttention(nn::MultiheadAttentionOptions(3, 1).dropout(0.5));
+  const nn::Sequential layers(nn::Dropout(0.5), nn::Dropout2d(0.5), nn::AlphaDropout(0.5),
+                              nn::FeatureAlphaDropout(0.5));
+  return {
+      {"rand", [] { return torch::rand({9}); }},
+      {"rand_like", [x] { return torch::rand_like(x); }},
+      {"randn", [] { return torch::randn({9}); }},
+      {"randn of float64", [] { return torch::randn({9}, torch::kDouble); }},
+      {"randint", [] { return torch::randint(1000, {9}); }},
+      {"randperm", [] { return torch::randperm(99); }},
+      {"normal", [x] { return torch::normal(x, 1); }},
+      {"normal_", [x] { return torch::empty({9}).normal_(); }},
+      {"uniform_", [x] { return torch::empty({9}).uniform_(); }},
+      {"exponential_", [x] { return torch::empty({9}).exponential_(); }},
+      {"random_", [x] { return torch::empty({9}, torch::kLong).random_(); }},
+      {"bernoulli", [x] { return torch::bernoulli(x / 2); }},
+      {"multinomial", [x] { return torch::multinomial(torch::ones({99}), 20); }},
+      {"poisson", [x] { return torch::poisson(x * 9); }},
+      {"gamma", [x] { return torch::_standard_gamma(x); }},
+      {"rrelu", [x] { return torch::rrelu(-x, 0.1, 0.9, true); }},
+      {"dropout", [x] { return torch::dropout(x, 0.5, true); }},
+      {"native_dropout", [x] { return std::get<0>(torch::native_dropout(x, 0.5, true)); }},
+      {"dropout layers", [layers, rows]() mutable { return layers->forward(rows); }},
+      {"LSTM", [lstm, rows]() mutable { return std::get<0>(lstm(rows)); }},
+      {"MultiheadAttention", [attention, rows]() mutable { return std::get<0>(attention(rows, rows, rows)); }},
+      {"scaled_dot_product_attention",
+       [rows] { return at::scaled_dot_product_attention(rows, rows, rows, std::nullopt, 0.5); }},
+  };
+}
+
+TEST(RandomStreamTest, IsWhatEveryOperatorDrawsFromInThePlaceOfTheDefaultGenerator) {
+  const auto default_state = [] { return at::detail::getDefaultCPUGenerator().get_state(); };
+  torch::manual_seed(1);
+  const auto before = default_state();
+  for (const auto& [name, draw] : draws()) {
+    const auto first = [&, draw = draw](uint64_t seed) {
+      const RandomStream stream(seed);
+      return draw();
+    };
+    const auto value = first(5);
+    EXPECT_TRUE(torch::equal(first(5), value)) << name;
+    EXPECT_FALSE(torch::equal(first(6), value)) << name;
+    EXPECT_TRUE(torch::equal(default_state(), before)) << name;
+    const RandomStream stream(5);
+    EXPECT_TRUE(torch::equal(draw(), value)) << name;
+    EXPECT_FALSE(torch::equal(draw(), value)) << name << ": the stream goes on";
+    {
+      const RandomStream inner(5);
+      EXPECT_TRUE(torch::equal(draw(), value)) << name << ": the innermost decides";
+    }
+  }
+  torch::rand({1});
+  EXPECT_FALSE(torch::equal(default_state(), before));
+}
+
+TEST(RandomStreamTest, LeavesGeneratorsThatAreGivenAlone) {
+  auto own = at::detail::createCPUGenerator(3), same = at::detail::createCPUGenerator(3);
+  const auto expected = torch::empty({9}).normal_(0, 1, own);
+  const RandomStream stream(5);
+  EXPECT_TRUE(torch::equal(torch::empty({9}).normal_(0, 1, same), expected));
+}
+
+TEST(RandomStreamTest, DrawsOnSubstitutedParametersToo) {
+  nn::Linear m(3, 3);
+  const ModelTensors tensors(m);
+  const auto fast = torch::full({3, 3}, 2.);
+  const auto dropped = substituted(tensors, {fast, tensors.parameters.tensors[1]}, {}, [&] {
+    const RandomStream stream(5);
+    return torch::dropout(m->weight, 0.5, true);
+  });
+  EXPECT_TRUE(torch::equal(dropped, (dropped != 0).to(torch::kFloat) * 4));
+}
+
+TEST(RandomStreamTest, ForkedSeedsDiffer) {
+  std::set<uint64_t> seeds;
+  for (uint64_t seed = 0; seed < 100; ++seed) {
+    for (uint64_t index = 0; index < 100; ++index) seeds.insert(fork_seed(seed, index));
+  }
+  EXPECT_EQ(seeds.size(), 10000u);
 }
 
 }  // namespace

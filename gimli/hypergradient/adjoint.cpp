@@ -54,6 +54,16 @@ InnerState as_leaves(const InnerState& state) {
   return leaves;
 }
 
+void refuse_graph_in_buffers(const Bilevel& problem, const InnerState& after, const std::string& name) {
+  for (size_t i = 0; i < after.buffers.size(); ++i) {
+    TORCH_CHECK(
+        !after.buffers[i].requires_grad(), name, ": step ", after.step - 1, " wrote to buffer '",
+        problem.model().buffers.names[i],
+        "' what depends on the weights, and its gradient would be lost from step to step; detach what is written, "
+        "or use Unroll");
+  }
+}
+
 OuterGradient outer_gradient(const Bilevel& problem, const TensorList& meta_parameters, const TaskRef& task,
                              const InnerState& state) {
   auto loop = problem.start(Graph::full, task);
@@ -92,7 +102,7 @@ at::Tensor Adjoint::pull_back(const InnerState& before) {
   const auto loss = problem_.step(loop, task_).detach();
   ++cost_.inner_steps;
   ++cost_.gradient_evaluations;
-  refuse_graph_in_buffers(loop.state());
+  refuse_graph_in_buffers(problem_, loop.state(), name_);
   add_outer(loop.state().detach());
   pull_back(leaves, tensors_of(loop.state()));
   ++cost_.gradient_evaluations;
@@ -128,16 +138,6 @@ Strategy::TaskResult Adjoint::finish() {
   OuterSum outer;
   for (auto value = outer_values_.rbegin(); value != outer_values_.rend(); ++value) outer.add(*value);
   return {outer.total(), outer.auxiliary(), std::move(gradients_), std::move(final_state_), {}, cost_};
-}
-
-void Adjoint::refuse_graph_in_buffers(const InnerState& after) const {
-  for (size_t i = 0; i < after.buffers.size(); ++i) {
-    TORCH_CHECK(
-        !after.buffers[i].requires_grad(), name_, ": step ", after.step - 1, " wrote to buffer '",
-        problem_.model().buffers.names[i],
-        "' what depends on the weights, and its gradient would be lost from step to step; detach what is written, "
-        "or use Unroll");
-  }
 }
 
 }  // namespace gimli

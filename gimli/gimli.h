@@ -39,5 +39,6 @@
 #include "gimli/task_batch.h"
 
 #include "gimli/hypergradient.h"
+#include "gimli/hypergradient/forward_mode.h"
 
 #include "gimli/gradcheck.h"

@@ -39,6 +39,7 @@
 #include "gimli/task_batch.h"
 
 #include "gimli/hypergradient.h"
+#include "gimli/hypergradient/finite_difference.h"
 #include "gimli/hypergradient/forward_mode.h"
 
 #include "gimli/gradcheck.h"

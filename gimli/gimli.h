@@ -41,5 +41,6 @@
 #include "gimli/hypergradient.h"
 #include "gimli/hypergradient/finite_difference.h"
 #include "gimli/hypergradient/forward_mode.h"
+#include "gimli/hypergradient/reptile.h"
 
 #include "gimli/gradcheck.h"

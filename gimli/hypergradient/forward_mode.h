@@ -10,7 +10,7 @@ namespace gimli {
 ///     Z_{k+1} = dS_{k+1}/dS_k Z_k + dS_{k+1}/dphi,    dL/dphi = sum over outer losses L_k of dL_k/dS_k Z_k + dL_k/dphi
 ///
 /// For few elements and many steps: memory is one recorded step and a state for each element, whatever the number of
-/// steps. A step costs what it costs with Unroll, and one backward pass through its derivative an element.
+/// steps. A step costs what it costs with Unroll, and about as much again for each element.
 ///
 /// Products with a Jacobian J are two backward passes, J v = d<J^T u, v>/du, of which the first is shared by all
 /// elements. So whatever Unroll differentiates is differentiated here, by the same formulas of libtorch, as long as

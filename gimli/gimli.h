@@ -42,10 +42,13 @@
 
 #include "gimli/hypergradient.h"
 #include "gimli/hypergradient/evolution.h"
+#include "gimli/hypergradient/finite_difference.h"
+#include "gimli/hypergradient/forward_mode.h"
 #include "gimli/hypergradient/implicit.h"
 #include "gimli/hypergradient/recommend.h"
 #include "gimli/hypergradient/replay.h"
 #include "gimli/hypergradient/replay_schedule.h"
+#include "gimli/hypergradient/reptile.h"
 #include "gimli/hypergradient/reversible.h"
 
 #include "gimli/gradcheck.h"

@@ -128,9 +128,8 @@ Bilevel StrategyProblem::bilevel(int64_t steps) const {
 
 TensorList StrategyProblem::meta_parameters() const {
   auto list = model->parameters();
-  list.push_back(lr);
   list.insert(list.end(), loss_network.begin(), loss_network.end());
-  list.push_back(example_weights);
+  list.insert(list.end(), {lr, example_weights});
   return list;
 }
 

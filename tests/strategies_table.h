@@ -40,9 +40,9 @@ class StrategyProblem final {
 
   Bilevel bilevel(int64_t steps) const;
 
-  /// Initial weights, learning rate, loss network, weights of examples.
+  /// Initial weights, loss network, learning rate, weights of examples.
   TensorList meta_parameters() const;
-  /// Learning rate and weights of examples.
+  /// The last two.
   TensorList few_meta_parameters() const { return {lr, example_weights}; }
 
   std::shared_ptr<torch::nn::Module> model;

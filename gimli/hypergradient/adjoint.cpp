@@ -54,6 +54,16 @@ InnerState as_leaves(const InnerState& state) {
   return leaves;
 }
 
+void refuse_graph_in_buffers(const Bilevel& problem, const InnerState& after, const std::string& name) {
+  for (size_t i = 0; i < after.buffers.size(); ++i) {
+    TORCH_CHECK(
+        !after.buffers[i].requires_grad(), name, ": step ", after.step - 1, " wrote to buffer '",
+        problem.model().buffers.names[i],
+        "' what depends on the weights, and its gradient would be lost from step to step; detach what is written, "
+        "or use Unroll");
+  }
+}
+
 OuterGradient outer_gradient(const Bilevel& problem, const TensorList& meta_parameters, const TaskRef& task,
                              const InnerState& state) {
   auto loop = problem.start(Graph::full, task);
@@ -99,12 +109,7 @@ at::Tensor Adjoint::pull_back(const InnerState& before) {
 }
 
 void Adjoint::pull_back(const TensorList& leaves, const InnerState& after) {
-  for (size_t i = 0; i < after.buffers.size(); ++i) {
-    TORCH_CHECK(!after.buffers[i].requires_grad(), name_, ": step ", after.step - 1, " wrote to buffer '",
-                problem_.model().buffers.names[i],
-                "' what depends on the weights, and its gradient would be lost from step to step; detach what is "
-                "written, or use Unroll");
-  }
+  refuse_graph_in_buffers(problem_, after, name_);
   const auto outputs = tensors_of(after);
   TensorList results, cotangents;
   for (size_t i = 0; i < cotangent_.size(); ++i) {

@@ -12,6 +12,10 @@ TensorList tensors_of(const InnerState& state);
 /// that is differentiated on its own begins. Memory is shared.
 InnerState as_leaves(const InnerState& state);
 
+/// Refuses, by a strategy's name, a step that wrote to a buffer what depends on the weights: buffers are not among the
+/// leaves, so its gradient would be lost in the next step.
+void refuse_graph_in_buffers(const Bilevel& problem, const InnerState& after, const std::string& name);
+
 /// An outer value at a state, and its gradients.
 struct OuterGradient {
   OuterValue value;

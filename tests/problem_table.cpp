@@ -1,0 +1,166 @@
+#include "problem_table.h"
+
+#include <cmath>
+
+#include "gimli/optim/rules/adam.h"
+#include "gimli/optim/rules/sgd.h"
+
+namespace gimli {
+namespace {
+
+namespace nn = torch::nn;
+using at::Tensor;
+
+const auto f64 = torch::dtype(torch::kDouble);
+
+struct Recurrent final : nn::Module {
+  Recurrent()
+      : lstm(register_module("lstm", nn::LSTM(nn::LSTMOptions(2, 4).batch_first(true)))),
+        head(register_module("head", nn::Linear(4, 3))) {}
+
+  Tensor forward(const Tensor& x) { return head(std::get<0>(lstm(x)).select(1, -1)); }
+
+  nn::LSTM lstm;
+  nn::Linear head;
+};
+
+Learner sequential(const nn::Sequential& model, std::vector<int64_t> input_sizes) {
+  return {model.ptr(), [model](const Tensor& x) { return model.ptr()->forward(x); }, std::move(input_sizes)};
+}
+
+optim::Optimizer momentum(const TensorList& parameters) {
+  return {optim::SGD(optim::SGDOptions(0.1).momentum(0.9)), parameters};
+}
+
+}  // namespace
+
+Learner::Learner(std::shared_ptr<nn::Module> own_module, std::function<Tensor(const Tensor&)> own_forward,
+                 std::vector<int64_t> sizes)
+    : module(std::move(own_module)),
+      forward(std::move(own_forward)),
+      input_sizes(std::move(sizes)),
+      lr(torch::tensor(0.1, f64.requires_grad(true))),
+      weights(torch::linspace(0.5, 1.5, 6, f64).requires_grad_()),
+      loss_network(3, 2) {
+  module->to(torch::kDouble);
+  loss_network->to(torch::kDouble);
+}
+
+Bilevel Learner::problem(optim::Optimizer optimizer) const {
+  const auto inner = [own = *this](const Classification& task) {
+    const auto logits = own.forward(task.x);
+    const auto options = nn::functional::CrossEntropyFuncOptions().reduction(torch::kNone);
+    const auto losses = nn::functional::cross_entropy(logits, task.y, options);
+    return (own.weights * losses).mean() + own.loss_network.ptr()->forward(logits).tanh().mean();
+  };
+  const auto outer = [own = *this](const Classification& task) {
+    return nn::functional::cross_entropy(own.forward(task.x_query), task.y_query);
+  };
+  return Bilevel(module, optimizer.set("lr", lr)).steps(4).seed(11).inner(inner).outer(outer);
+}
+
+std::vector<Classification> Learner::tasks(int count) const {
+  auto sizes = input_sizes;
+  sizes.insert(sizes.begin(), 6);
+  std::vector<Classification> tasks;
+  for (int i = 0; i < count; ++i) {
+    tasks.push_back({torch::randn(sizes, f64), torch::randint(3, {6}, torch::kLong), torch::randn(sizes, f64),
+                     torch::randint(3, {6}, torch::kLong)});
+  }
+  return tasks;
+}
+
+TensorList Learner::hyperparameters() const {
+  TensorList list{lr, weights};
+  for (const auto& parameter : loss_network->parameters()) list.push_back(parameter);
+  return list;
+}
+
+TensorList Learner::meta_parameters() const {
+  auto list = hyperparameters();
+  list.push_back(module->parameters().back());
+  return list;
+}
+
+Learner mlp_learner() { return sequential(nn::Sequential(nn::Linear(4, 5), nn::Tanh(), nn::Linear(5, 3)), {4}); }
+
+std::vector<ProblemRow> problem_table() {
+  torch::manual_seed(3);
+  std::vector<ProblemRow> rows;
+  const auto add = [&](const std::string& name, const Learner& learner, const Bilevel& problem, TensorList metas) {
+    rows.push_back({name, problem, std::move(metas), learner.tasks(2)});
+  };
+
+  const auto recurrent = std::make_shared<Recurrent>();
+  const std::pair<std::string, Learner> learners[] = {
+      {"MLP", mlp_learner()},
+      {"convolution and batch norm",
+       sequential(nn::Sequential(nn::Conv2d(1, 2, 3), nn::BatchNorm2d(2), nn::Tanh(), nn::Flatten(), nn::Linear(18, 3)),
+                  {1, 5, 5})},
+      {"LSTM", {recurrent, [recurrent](const Tensor& x) { return recurrent->forward(x); }, {4, 2}}},
+      {"layer norm and dropout", sequential(nn::Sequential(nn::Linear(4, 5), nn::LayerNorm(nn::LayerNormOptions({5})),
+                                                           nn::Dropout(0.3), nn::Linear(5, 3)),
+                                            {4})}};
+  for (const auto& [name, learner] : learners) {
+    const auto parameters = learner.module->parameters();
+    add(name + ", SGD", learner, learner.problem(momentum(parameters)), learner.meta_parameters());
+    add(name + ", Adam", learner, learner.problem({optim::Adam(0.1), parameters}), learner.meta_parameters());
+  }
+
+  const auto mlp = mlp_learner();
+  const auto parameters = mlp.module->parameters();
+  const auto problem = [&] { return mlp.problem(momentum(parameters)); };
+  const auto metas = mlp.meta_parameters();
+  add("outer losses on the way", mlp, problem().outer_at({0, 2, 3}), metas);
+  add("a stopped gradient", mlp, problem().stop_gradient_before({2}), mlp.hyperparameters());
+  add("clipped and noisy gradients", mlp,
+      problem()
+          .gradient_transform(optim::clip_by_norm(0.3))
+          .gradient_transform([](TensorList gradients, const TensorList&, int64_t) {
+            for (auto& gradient : gradients) gradient = gradient + 0.1 * torch::randn_like(gradient);
+            return gradients;
+          }),
+      metas);
+
+  const auto tasks = mlp.tasks(1);
+  const auto start = hypergradient(problem().keep_final_states(true), {mlp.lr}, tasks).final_states[0];
+  add("a warm start", mlp, problem().start_from(start), mlp.hyperparameters());
+
+  const auto strength = torch::tensor(0.3, f64.requires_grad(true));
+  auto with_strength = metas;
+  with_strength.push_back(strength);
+  add("a proximal term", mlp, problem().proximal(strength), with_strength);
+
+  auto with_frozen = metas;
+  with_frozen.push_back(parameters[1]);
+  add("frozen weights", mlp, mlp.problem(momentum({parameters[0], parameters[2], parameters[3]})), with_frozen);
+
+  TensorList rates;
+  for (size_t i = 0; i < parameters.size(); ++i)
+    rates.push_back(torch::tensor(0.1 + 0.02 * i, f64.requires_grad(true)));
+  auto with_rates = rates;
+  with_rates.push_back(mlp.weights);
+  rows.push_back({"a learning rate a tensor",
+                  Bilevel(mlp.module, optim::Optimizer(optim::Adam(0.1), parameters).set("lr", rates))
+                      .steps(4)
+                      .inner([mlp](const Classification& task) {
+                        return (mlp.forward(task.x).log_softmax(1).select(1, 0) * mlp.weights).mean();
+                      })
+                      .outer([mlp](const Classification& task) {
+                        return mlp.forward(task.x_query).log_softmax(1).select(1, 1).mean();
+                      }),
+                  with_rates, mlp.tasks(2)});
+  return rows;
+}
+
+double relative_error(const TensorList& a, const TensorList& b) {
+  TORCH_INTERNAL_ASSERT(a.size() == b.size());
+  double error = 0, size = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    error = std::hypot(error, (a[i] - b[i]).norm().item<double>());
+    size = std::hypot(size, b[i].norm().item<double>());
+  }
+  return error / size;
+}
+
+}  // namespace gimli

@@ -35,19 +35,6 @@ class DrawnSeed final {
   bool used_ = false;
 };
 
-void add(TaskCost& sum, const TaskCost& task) {
-  sum.inner_steps += task.inner_steps;
-  sum.gradient_evaluations += task.gradient_evaluations;
-  sum.outer_evaluations += task.outer_evaluations;
-  sum.solver_products += task.solver_products;
-  sum.states_stored = std::max(sum.states_stored, task.states_stored);
-  if (std::isnan(task.solver_residual) || task.solver_residual > sum.solver_residual) {
-    sum.solver_residual = task.solver_residual;
-  }
-  if (sum.solver_remark.empty()) sum.solver_remark = task.solver_remark;
-  sum.stationarity = std::max(sum.stationarity, task.stationarity);
-}
-
 /// Runs `task_result` for every task and gathers a Result, adding in the order of the tasks.
 template <class Function>
 Result gather(const Bilevel& problem, const TensorList& meta_parameters, const TaskList& tasks, const TaskBatch& batch,
@@ -74,7 +61,7 @@ Result gather(const Bilevel& problem, const TensorList& meta_parameters, const T
     result.gradients = next == 0 ? std::move(task.gradients) : sum(std::move(result.gradients), task.gradients);
     if (problem.keeps_final_states()) result.final_states.push_back(std::move(task.final_state));
     if (!task.solution.empty()) result.solutions.push_back(std::move(task.solution));
-    add(result.cost, task.cost);
+    result.cost += task.cost;
   };
   batch.run(count, [&](int64_t i) {
     auto value = task_result(tasks[i].in_batch(i, seed));
@@ -119,12 +106,6 @@ void check_reach(const ModelTensors& model, const TensorList& meta_parameters, c
 }
 
 }  // namespace
-
-void OuterSum::add(const OuterValue& value) {
-  total_ = total_.defined() ? total_ + value.loss : value.loss;
-  auxiliary_ = value.auxiliary;
-  ++count_;
-}
 
 Result hypergradient(const Bilevel& problem, const TensorList& meta_parameters, const TaskList& tasks,
                      const Strategy& strategy, const TaskBatch& batch) {

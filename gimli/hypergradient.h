@@ -6,8 +6,7 @@
 
 namespace gimli {
 
-/// What a hypergradient cost: counts are summed over all tasks; states_stored, solver_residual and stationarity are
-/// those of the worst task, solver_remark is the first.
+/// What a hypergradient cost over all tasks.
 struct CostReport : TaskCost {
   std::string strategy;
   std::string task_batch;

@@ -179,7 +179,6 @@ TEST_F(HypergradientTest, ThreadsChangeNoBit) {
 }
 
 TEST_F(HypergradientTest, RandomNumbersBelongToTheTaskAndTheStep) {
-  const nn::Dropout dropout(0.5);
   auto bilevel = problem();
   bilevel.inner([&](const Regression& task) {
     return torch::mse_loss(model.ptr()->forward(torch::dropout(task.x, 0.4, true)), task.y) + 0 * weights.sum();
@@ -220,7 +219,7 @@ TEST_F(HypergradientTest, GradcheckHoldsTheRandomNumbersOfAProblemWithoutASeed) 
 
 // An outer closure in training mode does not move the running statistics that inner steps and the result see.
 TEST_F(HypergradientTest, OuterClosuresOnlyLookAtTheState) {
-  const nn::Sequential normed(nn::Linear(3, 4), nn::BatchNorm1d(4), nn::Linear(4, 2));
+  nn::Sequential normed(nn::Linear(3, 4), nn::BatchNorm1d(4), nn::Linear(4, 2));
   normed->to(torch::kDouble);
   const auto with = [&](std::vector<int64_t> outer_at) {
     return Bilevel(normed, optim::Optimizer(optim::SGD(0.1), normed->parameters()))

@@ -38,8 +38,8 @@ struct Subject {
 struct TransformerImpl final : torch::nn::Module {
   explicit TransformerImpl(int64_t classes)
       : blocks(register_module(
-            "blocks", torch::nn::TransformerEncoder(
-                          torch::nn::TransformerEncoderLayerOptions(64, 4).dim_feedforward(128).dropout(0.1), 2))),
+            "blocks", torch::nn::TransformerEncoder(torch::nn::TransformerEncoderOptions(
+                          torch::nn::TransformerEncoderLayerOptions(64, 4).dim_feedforward(128).dropout(0.1), 2)))),
         head(register_module("head", torch::nn::Linear(64, classes))) {}
   Tensor forward(const Tensor& x) { return head(blocks(x.transpose(0, 1)).mean(0)); }
 

@@ -599,10 +599,9 @@ struct Draw {
 /// Operators that draw, with a generator among their arguments or not, and some made of others.
 std::vector<Draw> draws() {
   const auto x = torch::ones({20, 3}), rows = torch::ones({4, 5, 3});
-  const auto lstm = nn::LSTM(nn::LSTMOptions(3, 4).num_layers(2).dropout(0.5));
-  const auto attention = nn::MultiheadAttention(nn::MultiheadAttentionOptions(3, 1).dropout(0.5));
-  const nn::Sequential layers(nn::Dropout(0.5), nn::Dropout2d(0.5), nn::AlphaDropout(0.5),
-                              nn::FeatureAlphaDropout(0.5));
+  auto lstm = nn::LSTM(nn::LSTMOptions(3, 4).num_layers(2).dropout(0.5));
+  auto attention = nn::MultiheadAttention(nn::MultiheadAttentionOptions(3, 1).dropout(0.5));
+  nn::Sequential layers(nn::Dropout(0.5), nn::Dropout2d(0.5), nn::AlphaDropout(0.5), nn::FeatureAlphaDropout(0.5));
   return {
       {"rand", [] { return torch::rand({9}); }},
       {"rand_like", [x] { return torch::rand_like(x); }},
@@ -610,11 +609,11 @@ std::vector<Draw> draws() {
       {"randn of float64", [] { return torch::randn({9}, torch::kDouble); }},
       {"randint", [] { return torch::randint(1000, {9}); }},
       {"randperm", [] { return torch::randperm(99); }},
-      {"normal", [x] { return torch::normal(x, 1); }},
-      {"normal_", [x] { return torch::empty({9}).normal_(); }},
-      {"uniform_", [x] { return torch::empty({9}).uniform_(); }},
-      {"exponential_", [x] { return torch::empty({9}).exponential_(); }},
-      {"random_", [x] { return torch::empty({9}, torch::kLong).random_(); }},
+      {"normal", [x] { return at::normal(x, 1.); }},
+      {"normal_", [] { return torch::empty({9}).normal_(); }},
+      {"uniform_", [] { return torch::empty({9}).uniform_(); }},
+      {"exponential_", [] { return torch::empty({9}).exponential_(); }},
+      {"random_", [] { return torch::empty({9}, torch::kLong).random_(); }},
       {"bernoulli", [x] { return torch::bernoulli(x / 2); }},
       {"multinomial", [x] { return torch::multinomial(torch::ones({99}), 20); }},
       {"poisson", [x] { return torch::poisson(x * 9); }},
@@ -632,9 +631,10 @@ std::vector<Draw> draws() {
 
 TEST(RandomStreamTest, IsWhatEveryOperatorDrawsFromInThePlaceOfTheDefaultGenerator) {
   const auto default_state = [] { return at::detail::getDefaultCPUGenerator().get_state(); };
+  const auto operators = draws();
   torch::manual_seed(1);
   const auto before = default_state();
-  for (const auto& [name, draw] : draws()) {
+  for (const auto& [name, draw] : operators) {
     const auto first = [&, draw = draw](uint64_t seed) {
       const RandomStream stream(seed);
       return draw();

@@ -9,11 +9,11 @@ bool contains(const std::vector<int64_t>& list, int64_t value) {
   return std::find(list.begin(), list.end(), value) != list.end();
 }
 
-/// What draws random numbers in one step of an inner loop.
-enum class Draws : uint64_t { inner, outer, transforms };
+// The streams that a task's seed begins; each has one for every step.
+enum Streams : uint64_t { inner_stream, outer_stream, update_stream };
 
-uint64_t seed_of(const TaskRef& task, int64_t step, Draws draws, size_t position = 0) {
-  return fork_seed(fork_seed(task.seed(), step), static_cast<uint64_t>(draws) + position);
+uint64_t seed_of(const TaskRef& task, Streams streams, int64_t step) {
+  return fork_seed(fork_seed(task.seed(), streams), step);
 }
 
 }  // namespace
@@ -51,7 +51,7 @@ Bilevel& Bilevel::gradient_transform(optim::GradientTransform transform) {
 }
 
 Bilevel& Bilevel::start_from(InnerState state) {
-  start_ = state.detach();
+  start_ = apart_from(model_, state);
   start_->step = 0;
   return *this;
 }
@@ -75,6 +75,16 @@ Bilevel& Bilevel::keep_final_states(bool keep) {
   return *this;
 }
 
+InnerState apart_from(const ModelTensors& model, const InnerState& state) {
+  auto result = state.detach();
+  for (size_t i = 0; i < result.parameters.size(); ++i) {
+    auto& parameter = result.parameters[i];
+    if (i < model.parameters.size() && parameter.is_alias_of(model.parameters.tensors[i]))
+      parameter = parameter.clone();
+  }
+  return result;
+}
+
 void Bilevel::check() const {
   TORCH_CHECK(inner_ || steps_ == 0, "Bilevel: no inner loss; give it with .inner(closure)");
   TORCH_CHECK(outer_, "Bilevel: no outer loss; give it with .outer(closure)");
@@ -86,6 +96,10 @@ void Bilevel::check() const {
           "give a function, as in [&](int64_t) { return log_lr.exp(); }");
     }
   }
+  TORCH_CHECK(
+      proximal_.is_number() || !proximal_.tensor().grad_fn(),
+      "Bilevel::proximal: the strength was computed from other tensors once, and would not be computed anew; give "
+      "a tensor that is a leaf");
   for (const auto step : outer_steps_) {
     TORCH_CHECK(step >= 0 && step <= steps_, "Bilevel::outer_at: step ", step, " is not among the 0 to ", steps_,
                 " steps of the inner loop");
@@ -103,25 +117,19 @@ bool Bilevel::has_outer_at(int64_t step) const {
 bool Bilevel::stops_gradient_before(int64_t step) const { return contains(stops_, step); }
 
 InnerLoop Bilevel::start(Graph graph, const TaskRef& task) const {
-  std::vector<optim::GradientTransform> transforms;
-  for (size_t i = 0; i < transforms_.size(); ++i) {
-    transforms.push_back(
-        [=, transform = transforms_[i]](TensorList gradients, const TensorList& parameters, int64_t step) {
-          const RandomStream stream(seed_of(task, step, Draws::transforms, i));
-          return transform(std::move(gradients), parameters, step);
-        });
-  }
-  InnerLoop loop(model_, optimizer_, InnerLoopOptions().graph(graph).gradient_transforms(std::move(transforms)));
+  InnerLoop loop(
+      model_, optimizer_,
+      InnerLoopOptions().graph(graph).gradient_transforms(transforms_).seed(fork_seed(task.seed(), update_stream)));
   if (start_) loop.set_state(*start_);
   return loop;
 }
 
 at::Tensor Bilevel::loss(InnerLoop& loop, const TaskRef& task) const {
   const auto step = loop.state().step;
-  if (stops_gradient_before(step)) loop.stop_gradient();
+  if (stops_gradient_before(step)) loop.set_state(apart_from(model_, loop.state()));
   at::AutoGradMode with_gradient(true);
   auto loss = loop.run([&] {
-    const RandomStream stream(seed_of(task, step, Draws::inner));
+    const RandomStream stream(seed_of(task, inner_stream, step));
     return inner_(task, step);
   });
   if (!has_proximal()) return loss;
@@ -140,7 +148,7 @@ OuterValue Bilevel::outer(const InnerLoop& loop, const TaskRef& task) const {
   const auto step = loop.state().step;
   auto branch = loop;
   auto [loss, auxiliary] = branch.run([&] {
-    const RandomStream stream(seed_of(task, step, Draws::outer));
+    const RandomStream stream(seed_of(task, outer_stream, step));
     auto value = outer_(task, step);
     return std::pair(std::move(value.loss), std::move(value.auxiliary));
   });

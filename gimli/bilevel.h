@@ -61,6 +61,10 @@ class TaskList final {
   std::vector<TaskRef> tasks_;
 };
 
+/// The same state outside any graph and in memory of its own: parameters that no step has moved are otherwise the
+/// model's, and change with it.
+InnerState apart_from(const ModelTensors& model, const InnerState& state);
+
 /// What an outer closure returns: its loss and, if it likes, a tensor to report beside it (an accuracy, predictions),
 /// which is not differentiated.
 struct OuterValue {
@@ -143,7 +147,10 @@ class Bilevel final {
   const std::optional<uint64_t>& seed() const { return seed_; }
   bool has_outer_at(int64_t step) const;
   bool stops_gradient_before(int64_t step) const;
+  bool stops_gradient() const { return !stops_.empty(); }
+  bool has_inner() const { return static_cast<bool>(inner_); }
   bool has_proximal() const { return !proximal_.is_off(); }
+  bool has_gradient_transforms() const { return !transforms_.empty(); }
 
   /// Throws if something is missing.
   void check() const;

@@ -59,7 +59,9 @@ Result gather(const Bilevel& problem, const TensorList& meta_parameters, const T
     losses.push_back(task.outer_loss.reshape({}));
     result.auxiliary.push_back(std::move(task.auxiliary));
     result.gradients = next == 0 ? std::move(task.gradients) : sum(std::move(result.gradients), task.gradients);
-    if (problem.keeps_final_states()) result.final_states.push_back(std::move(task.final_state));
+    if (problem.keeps_final_states()) {
+      result.final_states.push_back(apart_from(problem.model(), task.final_state));
+    }
     if (!task.solution.empty()) result.solutions.push_back(std::move(task.solution));
     result.cost += task.cost;
   };
@@ -113,6 +115,10 @@ Result hypergradient(const Bilevel& problem, const TensorList& meta_parameters, 
   for (size_t i = 0; i < meta_parameters.size(); ++i) {
     TORCH_CHECK(meta_parameters[i].defined() && meta_parameters[i].requires_grad(), "hypergradient: meta-parameter ", i,
                 " does not require a gradient");
+    for (size_t j = 0; j < i; ++j) {
+      TORCH_CHECK(!meta_parameters[j].is_same(meta_parameters[i]), "hypergradient: meta-parameters ", j, " and ", i,
+                  " are the same tensor; give it once");
+    }
   }
   at::AutoGradMode with_gradient(true);
   const auto name = strategy.name();

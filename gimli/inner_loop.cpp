@@ -137,8 +137,9 @@ TensorList InnerLoop::gradients(const at::Tensor& loss) const {
 
 TensorList InnerLoop::transformed(TensorList gradients) const {
   at::AutoGradMode mode(setup_->options.graph() != Graph::none);
-  for (const auto& transform : setup_->options.gradient_transforms()) {
-    gradients = transform(std::move(gradients), state_.parameters, state_.step);
+  const auto& transforms = setup_->options.gradient_transforms();
+  for (size_t t = 0; t < transforms.size(); ++t) {
+    gradients = with_stream(t + 1, [&] { return transforms[t](std::move(gradients), state_.parameters, state_.step); });
     TORCH_CHECK(gradients.size() == state_.parameters.size(), "InnerLoop::step: a gradient transform returned ",
                 gradients.size(), " tensors for ", state_.parameters.size(), " parameters");
     for (size_t i = 0; i < gradients.size(); ++i) {
@@ -186,19 +187,25 @@ void InnerLoop::update(const TensorList& gradients) {
 void InnerLoop::update_groups(const TensorList& gradients) {
   const auto& groups = setup_->optimizer.groups();
   for (size_t g = 0; g < groups.size(); ++g) {
-    const auto& [indices, positions] = setup_->adapted[g];
-    const auto values = groups[g].values_at(state_.step, indices, picked(state_.parameters, positions));
+    const auto& positions = setup_->adapted[g].positions;
+    const auto values = values_of_group(g);
     Lent lent(state_, positions);
     groups[g].rule->update_all(lent.iterates, picked(gradients, positions), values);
   }
+}
+
+std::vector<optim::Values> InnerLoop::values_of_group(size_t group) const {
+  const auto& [indices, positions] = setup_->adapted[group];
+  const auto parameters = picked(state_.parameters, positions);
+  return with_stream(0, [&] { return setup_->optimizer.groups()[group].values_at(state_.step, indices, parameters); });
 }
 
 std::vector<optim::Values> InnerLoop::hyperparameters() const {
   std::vector<optim::Values> result(state_.parameters.size());
   const auto& groups = setup_->optimizer.groups();
   for (size_t g = 0; g < groups.size(); ++g) {
-    const auto& [indices, positions] = setup_->adapted[g];
-    auto values = groups[g].values_at(state_.step, indices, picked(state_.parameters, positions));
+    const auto& positions = setup_->adapted[g].positions;
+    auto values = values_of_group(g);
     for (size_t k = 0; k < positions.size(); ++k) result[positions[k]] = std::move(values[k]);
   }
   return result;

@@ -3,6 +3,7 @@
 #include <torch/arg.h>
 
 #include <memory>
+#include <optional>
 #include <type_traits>
 
 #include "gimli/optim/gradient_transform.h"
@@ -24,6 +25,9 @@ struct InnerLoopOptions {
   TORCH_ARG(bool, history) = false;
   /// Applied to the gradients of each step, in this order, before the update.
   TORCH_ARG(std::vector<optim::GradientTransform>, gradient_transforms);
+  /// Where random numbers of gradient transforms and of functions of the step (hyperparameters) begin: each step has
+  /// streams of its own (see RandomStream). Without it, they come from libtorch's default generator.
+  TORCH_ARG(std::optional<uint64_t>, seed);
 };
 
 /// Everything that one step of an inner loop hands to the next. The lists follow the model's parameters and buffers.
@@ -132,6 +136,14 @@ class InnerLoop final {
   };
 
   TensorList writable_buffers() const;
+  /// Calls `function()` with the `index`-th random stream of this step, if the loop has a seed.
+  template <class Function>
+  auto with_stream(uint64_t index, Function function) const {
+    std::optional<RandomStream> stream;
+    if (const auto& seed = setup_->options.seed()) stream.emplace(fork_seed(fork_seed(*seed, state_.step), index));
+    return function();
+  }
+  std::vector<optim::Values> values_of_group(size_t group) const;
   void update(const TensorList& gradients);
   void update_groups(const TensorList& gradients);
 

@@ -123,6 +123,12 @@ class DefaultGeneratorAs final {
   const at::Tensor saved_;
 };
 
+/// Whether an operator, or what it calls in turn, may draw random numbers. Of operators that are not libtorch's own,
+/// that is not known.
+bool may_draw(const c10::OperatorHandle& op) {
+  return op.hasTag(at::Tag::nondeterministic_seeded) || op.operator_name().name.compare(0, 6, "aten::") != 0;
+}
+
 /// Calls an operator that may draw random numbers by `call` so that they come from `stream`.
 template <class Call>
 void draw_from(RandomStream& stream, const c10::OperatorHandle& op, torch::jit::Stack* stack, Call call) {
@@ -157,7 +163,7 @@ void intercept(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::j
       op.redispatchBoxed(keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, mode_key), stack);
     }
   };
-  if (innermost_stream && op.hasTag(at::Tag::nondeterministic_seeded)) {
+  if (innermost_stream && may_draw(op)) {
     draw_from(*innermost_stream, op, stack, call);
   } else {
     // What the operator calls in turn has been given its substitutes here.
@@ -318,7 +324,16 @@ at::Generator& RandomStream::generator(c10::Device device) {
   const auto found = std::find_if(generators_.begin(), generators_.end(),
                                   [&](const at::Generator& generator) { return generator.device() == device; });
   if (found != generators_.end()) return *found;
-  if (device.is_cpu()) return generators_.emplace_back(at::detail::createCPUGenerator(seed_));
+  if (device.is_cpu()) {
+    // libtorch would fill the state of its engine from 32 bits of the seed, so that two streams in 2^32 are the same.
+    at::mt19937_data_pod state{seed_, /*left_=*/1, /*seeded_=*/true, /*next_=*/0, {}};
+    for (size_t i = 0; i < state.state_.size(); ++i) state.state_[i] = static_cast<uint32_t>(fork_seed(seed_, i));
+    at::mt19937 engine;
+    engine.set_data(state);
+    auto own = at::detail::createCPUGenerator();
+    at::check_generator<at::CPUGeneratorImpl>(own)->set_engine(engine);
+    return generators_.emplace_back(std::move(own));
+  }
   auto own = at::globalContext().defaultGenerator(device).clone();
   own.set_current_seed(seed_);
   return generators_.emplace_back(std::move(own));

@@ -1,5 +1,6 @@
 #include "gimli/hypergradient.h"
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
@@ -7,9 +8,7 @@
 #include <thread>
 
 #include "expect.h"
-#include "gimli/gradcheck.h"
-#include "gimli/optim/rules/adam.h"
-#include "gimli/optim/rules/sgd.h"
+#include "gimli/gimli.h"
 
 namespace gimli {
 namespace {
@@ -256,6 +255,114 @@ TEST_F(HypergradientTest, AProximalTermPullsTowardsTheModelsOwnWeights) {
   expect_error([&] { problem().proximal(-1); }, "Bilevel::proximal: expected a strength of at least 0, got -1");
 }
 
+// `scale` is adapted, but no inner loss uses it, so every step leaves it where it starts.
+TEST_F(HypergradientTest, WeightsThatOnlyTheOuterLossUsesAreReachedByTruncatedStrategiesToo) {
+  const auto scale = model->register_parameter("scale", torch::tensor(1.5, f64));
+  auto bilevel = problem(optim::SGD(0.1));
+  bilevel.outer([&](const Regression& task) {
+    return torch::mse_loss(scale * model.ptr()->forward(task.x_query), task.y_query);
+  });
+  const auto expected = hypergradient(bilevel, {scale}, tasks).gradients[0];
+  EXPECT_TRUE(gradcheck(bilevel, {scale}, tasks));
+  const auto check = [&](const Strategy& strategy) {
+    EXPECT_TRUE(torch::allclose(hypergradient(bilevel, {scale}, tasks, strategy).gradients[0], expected, 1e-12, 0))
+        << strategy.name() << ": " << hypergradient(bilevel, {scale}, tasks, strategy).gradients[0].item<double>()
+        << ", expected " << expected.item<double>();
+  };
+  check(Unroll::last(2));
+  check(Unroll::last(0));
+  check(Unroll::first_order());
+  check(Replay());
+  check(ForwardMode());
+  check(FiniteDifference());
+  check(FiniteDifference().last(2));
+  check(FiniteDifference::sama());
+  check(Implicit());
+
+  auto cut = bilevel;
+  cut.stop_gradient_before({2});
+  const auto start = hypergradient(Bilevel(bilevel).keep_final_states(true), {lr}, tasks).final_states[0];
+  for (const auto& unreached : {cut, Bilevel(bilevel).start_from(start)}) {
+    expect_error([&] { hypergradient(unreached, {scale}, tasks); },
+                 "meta-parameter 'scale' sets the start of the inner loop, which the outer loss does not reach");
+    expect_error([&] { hypergradient(unreached, {scale}, tasks, Replay()); },
+                 "meta-parameter 'scale' sets the start of the inner loop, which the outer loss does not reach");
+  }
+  {
+    const torch::NoGradGuard no_gradient;
+    scale.add_(1);
+  }
+  EXPECT_EQ(start.parameters.front().item<double>(), 1.5) << "a kept state has memory of its own";
+}
+
+TEST_F(HypergradientTest, HyperparametersThatDrawAreReplayed) {
+  const optim::Hyperparameter drawn(
+      [this](int64_t) { return optim::Hyperparameter(lr * (0.5 + torch::rand({}, f64))); });
+  const auto bilevel = [&] {
+    auto optimizer = optim::Optimizer(optim::SGD(optim::SGDOptions(0.1).momentum(0.9)), model->parameters());
+    return Bilevel(model, optimizer.set("lr", drawn))
+        .steps(4)
+        .seed(5)
+        .inner([this](const Regression& task) { return torch::mse_loss(model.ptr()->forward(task.x), task.y); })
+        .outer([this](const Regression& task) {
+          return torch::mse_loss(model.ptr()->forward(task.x_query), task.y_query);
+        });
+  }();
+  const auto generator = at::detail::getDefaultCPUGenerator().get_state();
+  const auto expected = hypergradient(bilevel, {lr}, tasks);
+  const auto check = [&](const Strategy& strategy) {
+    EXPECT_TRUE(
+        torch::allclose(hypergradient(bilevel, {lr}, tasks, strategy).gradients[0], expected.gradients[0], 1e-12, 0))
+        << strategy.name();
+  };
+  check(Unroll());
+  check(Replay());
+  check(Replay(Binomial(1)));
+  check(Reversible());
+  check(ForwardMode());
+  EXPECT_TRUE(torch::equal(at::detail::getDefaultCPUGenerator().get_state(), generator));
+}
+
+TEST_F(HypergradientTest, DifferencesThatAreLostToRoundingAreRefused) {
+  nn::Linear half(3, 2);
+  half->to(torch::kBFloat16);
+  const auto rate = torch::tensor(0.1, torch::dtype(torch::kBFloat16).requires_grad(true));
+  const auto bilevel = Bilevel(half, optim::Optimizer(optim::SGD(0.1), half->parameters()).set("lr", rate))
+                           .inner([&] {
+                             return half->forward(torch::ones({1, 3}, torch::kBFloat16)).square().sum();
+                           })
+                           .outer([&] {
+                             return half->forward(torch::ones({1, 3}, torch::kBFloat16)).sum();
+                           });
+  expect_error([&] { hypergradient(bilevel, {rate}, {}, FiniteDifference()); },
+               "parameter 'weight' is of type BFloat16, in which a difference of gradients is lost to rounding");
+  expect_error([&] { hypergradient(bilevel, {rate}, {}, Evolution()); },
+               "meta-parameter 0 is of type BFloat16, in which a perturbation is lost to rounding");
+}
+
+TEST_F(HypergradientTest, WhatDependsOnMoreThanTaskAndStepIsRefused) {
+  int calls = 0;
+  auto generator = at::detail::createCPUGenerator(3);
+  const auto drifting = problem().gradient_transform([&](TensorList gradients, const TensorList&, int64_t) {
+    ++calls;
+    for (auto& gradient : gradients) gradient = gradient * (1 + 0.1 * calls);
+    return gradients;
+  });
+  auto drawing = problem();
+  drawing.inner([&](const Regression& task) {
+    return torch::mse_loss(model.ptr()->forward(task.x),
+                           task.y + 1e-3 * at::empty_like(task.y).normal_(0, 1, generator));
+  });
+  const auto refused = [&](const Bilevel& bilevel, const Strategy& strategy) {
+    expect_error([&] { hypergradient(bilevel, {lr}, tasks, strategy); }, "must depend on their task and step alone");
+  };
+  refused(drifting, Replay());
+  refused(drifting, Replay(Binomial(1)));
+  refused(drawing, Replay());
+  refused(drawing, Reversible());
+  refused(drawing, FiniteDifference());
+}
+
 TEST_F(HypergradientTest, ReportsWhatTheOuterClosureReturnsBesideItsLoss) {
   auto bilevel = problem();
   bilevel.outer([&](const Regression& task) {
@@ -348,6 +455,9 @@ TEST_F(HypergradientTest, OuterLossesMayDifferentiateThemselves) {
 TEST_F(HypergradientTest, BadInputGetsOneSentence) {
   const auto p = problem();
   expect_error([&] { hypergradient(p, {}, tasks); }, "got no meta-parameters");
+  expect_error([&] { hypergradient(p, {lr, weights, lr}, tasks); }, "meta-parameters 0 and 2 are the same tensor");
+  expect_error([&] { hypergradient(problem().proximal(lr * 2), {lr}, tasks); },
+               "Bilevel::proximal: the strength was computed from other tensors once");
   expect_error([&] { hypergradient(p, {lr.detach()}, tasks); }, "meta-parameter 0 does not require a gradient");
   expect_error([&] { hypergradient(p, {lr}, std::vector<Regression>{}); }, "got an empty list of tasks");
   expect_error([&] { hypergradient(p, {lr}, std::vector<double>{1}); }, "but they were given one of type double");

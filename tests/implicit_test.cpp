@@ -202,6 +202,19 @@ TEST_F(ImplicitTest, WhatItCannotServeIsRefused) {
       "the outer loss after step 2 is not one of the stationary point at the end");
   expect_error([&] { hypergradient(problem(5, optim::SGDOptions(0.1).weight_decay(0.1)), {phi}, {}, Implicit()); },
                "SGD's weight_decay moves its fixed point");
+  expect_error([&] { hypergradient(problem(5).stop_gradient_before({2}), {phi}, {}, Implicit()); },
+               "the gradient is to stop between steps, but this one does not go through steps");
+  auto empty =
+      Bilevel(model, optim::Optimizer(optim::SGD(1.), model->parameters())).steps(0).outer([&] { return phi.sum(); });
+  expect_error([&] { hypergradient(empty, {phi}, {}, Implicit()); }, "without an inner loss nothing is stationary");
+  const auto memory = model->register_buffer("memory", torch::zeros({4}, f64));
+  auto carrying = problem(3);
+  carrying.inner([&] {
+    const auto w = model->weight.flatten();
+    memory.copy_(w);
+    return w.dot(A.matmul(w)) / 2 - w.dot(B.matmul(phi));
+  });
+  expect_error([&] { hypergradient(carrying, {phi}, {}, Implicit()); }, "wrote to buffer 'memory'");
   expect_error([&] { Implicit().damping(-1); }, "Implicit::damping: expected at least 0, got -1");
 }
 

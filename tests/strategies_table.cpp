@@ -51,14 +51,12 @@ InnerOptimizer make_optimizer(const std::string& name, Rule rule) {
 
 const std::vector<Network> networks{
     make_network<nn::SequentialImpl>("mlp", {3},
-                                     [] {
-                                       return sequential(nn::Linear(3, 5), nn::Tanh(), nn::Linear(5, 2));
-                                     }),
+                                     [] { return sequential(nn::Linear(3, 5), nn::Tanh(), nn::Linear(5, 2)); }),
     make_network<nn::SequentialImpl>("conv", {1, 4, 4},
                                      [] {
                                        return sequential(nn::Conv2d(nn::Conv2dOptions(1, 3, 3).padding(1)),
-                                                          nn::BatchNorm2d(3), nn::ReLU(), nn::MaxPool2d(2),
-                                                          nn::Flatten(), nn::Linear(12, 2));
+                                                         nn::BatchNorm2d(3), nn::ReLU(), nn::MaxPool2d(2),
+                                                         nn::Flatten(), nn::Linear(12, 2));
                                      }),
     make_network<LstmNetworkImpl>("lstm", {3, 3}, [] { return std::make_shared<LstmNetworkImpl>(); }),
     make_network<TransformerNetworkImpl>("transformer", {3, 4},
@@ -70,7 +68,7 @@ const std::vector<InnerOptimizer> inner_optimizers{
     make_optimizer("SGD_momentum", optim::SGD(optim::SGDOptions(0.03).momentum(0.9).weight_decay(0.01))),
     make_optimizer("SGD_nesterov", optim::SGD(optim::SGDOptions(0.03).momentum(0.8).nesterov(true))),
     make_optimizer("Adam", optim::Adam(optim::AdamOptions(0.02).eps(1e-3))),
-    make_optimizer("AdamW_amsgrad", optim::AdamW(optim::AdamOptions(0.02).eps(1e-3).amsgrad(true))),
+    make_optimizer("AdamW", optim::AdamW(optim::AdamOptions(0.02).eps(1e-3).weight_decay(0.01))),
     make_optimizer("RMSprop", optim::RMSprop(optim::RMSpropOptions(0.01).eps(1e-2).centered(true).momentum(0.5))),
     make_optimizer("Adagrad", optim::Adagrad(optim::AdagradOptions(0.05).initial_accumulator_value(0.1))),
     make_optimizer("LBFGS", optim::LBFGS(optim::LBFGSOptions(0.1).history_size(3))),

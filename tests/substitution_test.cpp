@@ -591,6 +591,11 @@ TEST(Substitution, RefusesListsOfTheWrongLength) {
   EXPECT_THROW(Substitution(tensors, {m->weight}, {}), c10::Error);
 }
 
+// An operator of another library, without a word of what it does.
+TORCH_LIBRARY(gimli_test, library) {
+  library.def("noisy(Tensor x) -> Tensor", [](const Tensor& x) { return x + torch::randn_like(x); });
+}
+
 struct Draw {
   std::string name;
   std::function<Tensor()> draw;
@@ -624,6 +629,13 @@ std::vector<Draw> draws() {
       {"dropout layers", [layers, rows]() mutable { return layers->forward(rows); }},
       {"LSTM", [lstm, rows]() mutable { return std::get<0>(lstm(rows)); }},
       {"MultiheadAttention", [attention, rows]() mutable { return std::get<0>(attention(rows, rows, rows)); }},
+      {"an operator of another library",
+       [x] {
+         return c10::Dispatcher::singleton()
+             .findSchemaOrThrow("gimli_test::noisy", "")
+             .typed<Tensor(const Tensor&)>()
+             .call(x);
+       }},
       {"scaled_dot_product_attention",
        [rows] { return at::scaled_dot_product_attention(rows, rows, rows, std::nullopt, 0.5); }},
   };
@@ -673,7 +685,18 @@ TEST(RandomStreamTest, DrawsOnSubstitutedParametersToo) {
   EXPECT_TRUE(torch::equal(dropped, (dropped != 0).to(torch::kFloat) * 4));
 }
 
-TEST(RandomStreamTest, ForkedSeedsDiffer) {
+TEST(RandomStreamTest, SeedsAndTheirUpperHalvesDiffer) {
+  const auto draw = [](uint64_t seed) {
+    const RandomStream stream(seed);
+    return torch::rand({9});
+  };
+  EXPECT_FALSE(torch::equal(draw(7), draw(7 + (uint64_t{1} << 32))));
+  const auto many = [] {
+    const RandomStream stream(3);
+    return torch::randn({100'000}, torch::kDouble);
+  }();
+  EXPECT_NEAR(many.mean().item<double>(), 0, 0.02);
+  EXPECT_NEAR(many.var().item<double>(), 1, 0.03);
   std::set<uint64_t> seeds;
   for (uint64_t seed = 0; seed < 100; ++seed) {
     for (uint64_t index = 0; index < 100; ++index) seeds.insert(fork_seed(seed, index));

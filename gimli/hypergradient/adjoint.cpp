@@ -64,6 +64,14 @@ void refuse_graph_in_buffers(const Bilevel& problem, const InnerState& after, co
   }
 }
 
+InnerState cut_from(const InnerState& start, const InnerState& state) {
+  auto result = state.detach();
+  for (size_t i = 0; i < result.parameters.size(); ++i) {
+    if (result.parameters[i].is_alias_of(start.parameters[i])) result.parameters[i] = start.parameters[i];
+  }
+  return result;
+}
+
 OuterGradient outer_gradient(const Bilevel& problem, const TensorList& meta_parameters, const TaskRef& task,
                              const InnerState& state) {
   auto loop = problem.start(Graph::full, task);
@@ -95,17 +103,19 @@ void Adjoint::add_outer(const InnerState& state) {
   ++cost_.gradient_evaluations;
 }
 
-at::Tensor Adjoint::pull_back(const InnerState& before) {
-  auto loop = problem_.start(Graph::full, task_);
-  loop.set_state(as_leaves(before));
-  const auto leaves = tensors_of(loop.state());
-  const auto loss = problem_.step(loop, task_).detach();
+Adjoint::Step Adjoint::pull_back(const InnerState& before) {
+  const auto step = [&]() -> Step {
+    auto loop = problem_.start(Graph::full, task_);
+    loop.set_state(as_leaves(before));
+    const auto leaves = tensors_of(loop.state());
+    auto loss = problem_.step(loop, task_).detach();
+    pull_back(leaves, loop.state());
+    return {std::move(loss), loop.state().detach()};
+  }();
   ++cost_.inner_steps;
-  ++cost_.gradient_evaluations;
-  add_outer(loop.state().detach());
-  pull_back(leaves, loop.state());
-  ++cost_.gradient_evaluations;
-  return loss;
+  cost_.gradient_evaluations += 2;
+  add_outer(before);
+  return step;
 }
 
 void Adjoint::pull_back(const TensorList& leaves, const InnerState& after) {
@@ -132,10 +142,10 @@ bool Adjoint::vanishes_at(int64_t step) const {
   return true;
 }
 
-Strategy::TaskResult Adjoint::finish() {
-  const auto start = problem_.start(Graph::full, task_).state();
-  add_outer(start);
-  pull_back({}, start);
+Strategy::TaskResult Adjoint::finish() { return finish(problem_.start(Graph::full, task_).state()); }
+
+Strategy::TaskResult Adjoint::finish(const InnerState& first) {
+  pull_back({}, first);
   OuterSum outer;
   for (auto value = outer_values_.rbegin(); value != outer_values_.rend(); ++value) outer.add(*value);
   return {outer.total(), outer.auxiliary(), std::move(gradients_), std::move(final_state_), {}, cost_};

@@ -16,6 +16,10 @@ InnerState as_leaves(const InnerState& state);
 /// leaves, so its gradient would be lost in the next step.
 void refuse_graph_in_buffers(const Bilevel& problem, const InnerState& after, const std::string& name);
 
+/// `state` as constants, but for parameters that no step has moved since `start`: these are what they are there, with
+/// their graph.
+InnerState cut_from(const InnerState& start, const InnerState& state);
+
 /// An outer value at a state, and its gradients.
 struct OuterGradient {
   OuterValue value;
@@ -39,12 +43,16 @@ class Adjoint final {
   /// All of them outlive it; `name` is the strategy's, for errors.
   Adjoint(const Bilevel& problem, const TensorList& meta_parameters, const TaskRef& task, std::string name);
 
-  /// The outer loss after the step that led to `state`, if the problem has one there. The first state is the last.
+  /// The outer loss at `state`, if the problem has one after so many steps. To begin with, at the last state.
   void add_outer(const InnerState& state);
 
-  /// Through the step that begins at `before`, which is run and recorded, and the outer loss after it. Returns the
-  /// inner loss.
-  at::Tensor pull_back(const InnerState& before);
+  /// Through the step that begins at `before`, which is run and recorded, and then the outer loss there. Only one graph
+  /// is in memory at a time.
+  struct Step {
+    at::Tensor loss;
+    InnerState after;
+  };
+  Step pull_back(const InnerState& before);
 
   /// Through any recorded piece from `leaves` to the state `after`, of which the cotangent is here.
   void pull_back(const TensorList& leaves, const InnerState& after);
@@ -52,9 +60,10 @@ class Adjoint final {
   /// Whether nothing is left to pull back from the state after `step` steps to the start.
   bool vanishes_at(int64_t step) const;
 
-  /// Through the outer loss before the first step, and the start as a function of the meta-parameters. Its cost is that
-  /// of the pieces.
+  /// Through the start as a function of the meta-parameters. Its cost is that of the pieces.
   Strategy::TaskResult finish();
+  /// The same, where the pieces begin at `first`, a function of the meta-parameters.
+  Strategy::TaskResult finish(const InnerState& first);
 
  private:
   const Bilevel& problem_;

@@ -123,10 +123,9 @@ Strategy::TaskResult Evolution::differentiate(const Bilevel& problem, const Tens
                 ", but perturbations pass; leave the stop out, or use Unroll");
   }
   for (size_t i = 0; i < count; ++i) {
-    for (size_t j = 0; j < i; ++j) {
-      TORCH_CHECK(!meta_parameters[i].is_same(meta_parameters[j]), name(), ": meta-parameters ", j, " and ", i,
-                  " are the same tensor, which cannot be perturbed in two ways; give it once");
-    }
+    const auto type = meta_parameters[i].scalar_type();
+    TORCH_CHECK(type == at::kFloat || type == at::kDouble, name(), ": meta-parameter ", i, " is of type ", type,
+                ", in which a perturbation is lost to rounding; keep it in float32 and convert it in the closure");
   }
 
   const auto phi = named(meta_parameters), nothing = named({});

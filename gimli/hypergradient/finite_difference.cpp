@@ -9,6 +9,7 @@
 #include <cmath>
 
 #include "gimli/hypergradient/adjoint.h"
+#include "gimli/hypergradient/step_record.h"
 
 namespace gimli {
 namespace {
@@ -19,8 +20,13 @@ using torch::autograd::AutogradContext;
 /// meta-parameters.
 struct InnerGradient final : torch::CustomClassHolder {
   InnerGradient(const Bilevel& problem, const TensorList& meta_parameters, const TaskRef& task, InnerState point,
-                double epsilon)
-      : problem(problem), meta_parameters(meta_parameters), task(task), point(std::move(point)), epsilon(epsilon) {}
+                double epsilon, std::string name)
+      : problem(problem),
+        meta_parameters(meta_parameters),
+        task(task),
+        point(std::move(point)),
+        epsilon(epsilon),
+        losses(std::move(name), "the loss") {}
 
   TensorList variables_of(const InnerLoop& loop) const {
     TensorList list;
@@ -45,8 +51,15 @@ struct InnerGradient final : torch::CustomClassHolder {
                                  /*create_graph=*/false, /*allow_unused=*/true);
   }
 
+  at::Tensor loss() const {
+    auto loop = problem.start(Graph::none, task);
+    loop.set_state(point);
+    return problem.loss(loop, task).detach();
+  }
+
   /// (dg/d(w, phi))^T v.
-  TensorList transposed_times(const TensorList& v) const {
+  TensorList transposed_times(const TensorList& v) {
+    losses.see(0, loss());
     double length = 0;
     for (const auto& part : v) length = std::hypot(length, part.norm().item<double>());
     const double scale = length > 0 ? epsilon / length : 1;
@@ -58,6 +71,7 @@ struct InnerGradient final : torch::CustomClassHolder {
   const TaskRef& task;
   InnerState point;
   const double epsilon;
+  StepRecord losses;              // at the point, where it must be the same as at first
   std::vector<size_t> positions;  // of the parameters that have a gradient
 };
 
@@ -74,7 +88,7 @@ class Evaluated final : public torch::autograd::Function<Evaluated> {
 
   static TensorList backward(AutogradContext* context, const TensorList& v) {
     const auto function = context->saved_data["function"].toCapsule();
-    auto result = static_cast<const InnerGradient&>(*function).transposed_times(v);
+    auto result = static_cast<InnerGradient&>(*function).transposed_times(v);
     result.resize(result.size() + 2);
     return result;
   }
@@ -118,12 +132,17 @@ Strategy::TaskResult FiniteDifference::differentiate(const Bilevel& problem, con
   const auto record = [&](const InnerState& before) -> Piece {
     auto loop = problem.start(Graph::first_order, task);
     loop.set_state(as_leaves(before));
-    auto leaves = at_final_weights_ ? TensorList() : tensors_of(loop.state());
-    auto gradients = loop.gradients(problem.loss(loop, task));
-    const auto function = c10::make_intrusive<InnerGradient>(problem, meta_parameters, task, before, epsilon_);
+    auto leaves = tensors_of(loop.state());
+    const auto loss = problem.loss(loop, task);
+    auto gradients = loop.gradients(loss);
+    const auto function = c10::make_intrusive<InnerGradient>(problem, meta_parameters, task, before, epsilon_, name());
     TensorList values;
     for (size_t i = 0; i < gradients.size(); ++i) {
       if (!gradients[i].defined()) continue;
+      const auto type = gradients[i].scalar_type();
+      TORCH_CHECK(type == at::kFloat || type == at::kDouble, name(), ": parameter '",
+                  problem.model().parameters.names[i], "' is of type ", type,
+                  ", in which a difference of gradients is lost to rounding; use float32, or Unroll");
       function->positions.push_back(i);
       values.push_back(gradients[i]);
     }
@@ -134,10 +153,17 @@ Strategy::TaskResult FiniteDifference::differentiate(const Bilevel& problem, con
     if (at_final_weights_) {
       function->point = loop.state().detach();
       function->point.step = before.step;
+      for (const auto i : function->positions) leaves[i].reset();
+      std::for_each(leaves.begin() + loop.parameters().size(), leaves.end(), [](at::Tensor& slot) { slot.reset(); });
     }
+    function->losses.see(0, at_final_weights_ ? function->loss() : loss.detach());
     return {std::move(leaves), loop.state()};
   };
 
+  for (size_t i = 0; i < meta_parameters.size(); ++i) {
+    TORCH_CHECK(meta_parameters[i].is_leaf(), name(), ": meta-parameter ", i,
+                " was computed from other tensors; give the tensor that it was computed from");
+  }
   const auto steps = problem.steps();
   const auto cut = std::max<int64_t>(steps - last_, 0);
   auto loop = problem.start(Graph::none, task);
@@ -155,11 +181,9 @@ Strategy::TaskResult FiniteDifference::differentiate(const Bilevel& problem, con
     adjoint.add_outer(pieces.back().after.detach());
     adjoint.pull_back(pieces.back().leaves, pieces.back().after);
   }
-  if (cut > 0) {
-    adjoint.add_outer(first);
-    adjoint.pull_back({}, first);  // constants
-  }
-  auto result = adjoint.finish();
+  adjoint.add_outer(first);
+  const auto start = problem.start(Graph::full, task).state();
+  auto result = adjoint.finish(cut > 0 ? cut_from(start, first) : start);
   result.cost.inner_steps += steps;
   result.cost.gradient_evaluations += steps + 2 * (steps - cut);
   result.cost.states_stored = steps - cut + 1;

@@ -59,6 +59,9 @@ Implicit& Implicit::start_from(std::vector<TensorList> solutions) {
 std::string Implicit::name() const { return c10::str("Implicit(", solver_->name(), ")"); }
 
 void Implicit::check(const Bilevel& problem) const {
+  TORCH_CHECK(problem.has_inner(), name(), ": without an inner loss nothing is stationary");
+  TORCH_CHECK(!problem.stops_gradient(), name(),
+              ": the gradient is to stop between steps, but this one does not go through steps; leave the stop out");
   for (int64_t k = 0; k < problem.steps(); ++k) {
     TORCH_CHECK(!problem.has_outer_at(k), name(), ": the outer loss after step ", k,
                 " is not one of the stationary point at the end; use Unroll or Replay");
@@ -84,10 +87,13 @@ Strategy::TaskResult Implicit::differentiate(const Bilevel& problem, const Tenso
   auto outer = outer_gradient(problem, meta_parameters, task, end);
 
   auto loop = problem.start(Graph::full, task);
+  const auto start = loop.state();
   auto at_end = end;
   at_end.step = std::max<int64_t>(problem.steps() - 1, 0);
   loop.set_state(std::move(at_end));
-  const auto gradients = loop.transformed(loop.gradients(problem.loss(loop, task)));
+  const auto loss = problem.loss(loop, task);
+  refuse_graph_in_buffers(problem, loop.state(), name());
+  const auto gradients = loop.transformed(loop.gradients(loss));
 
   auto result_gradients = std::move(outer.meta_parameters);
   TensorList w, F, b;
@@ -97,13 +103,13 @@ Strategy::TaskResult Implicit::differentiate(const Bilevel& problem, const Tenso
       F.push_back(gradients[i]);
       b.push_back(outer.state[i].defined() ? outer.state[i] : at::zeros_like(w.back()));
     } else if (outer.state[i].defined()) {  // the loop leaves it where it starts
-      const auto& own = problem.model().parameters.tensors[i];
-      TORCH_CHECK(end.parameters[i].is_alias_of(own), name(), ": the last step's inner loss does not use parameter '",
+      const auto& first = start.parameters[i];
+      TORCH_CHECK(end.parameters[i].is_alias_of(first), name(), ": the last step's inner loss does not use parameter '",
                   problem.model().parameters.names[i],
                   "', which earlier steps changed, so where it is stationary is unknown");
-      for (size_t j = 0; j < meta_parameters.size(); ++j) {
-        if (meta_parameters[j].is_same(own)) result_gradients[j] = outer.state[i];
-      }
+      result_gradients = sum(std::move(result_gradients),
+                             torch::autograd::grad({first}, meta_parameters, {outer.state[i]}, /*retain_graph=*/true,
+                                                   /*create_graph=*/false, /*allow_unused=*/true));
     }
   }
   const Stationarity stationarity(w, F);

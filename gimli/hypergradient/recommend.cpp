@@ -8,12 +8,8 @@
 namespace gimli {
 namespace {
 
-/// The problem with fewer steps, and an outer loss after each of them if it has several.
-Bilevel shortened(const Bilevel& problem, int64_t steps) {
-  std::vector<int64_t> outer_steps{steps};
-  for (int64_t k = 0; k < problem.steps(); ++k) {
-    if (problem.has_outer_at(k) && k < steps) outer_steps.push_back(k);
-  }
+/// The problem with fewer steps and outer losses after some of them.
+Bilevel shortened(const Bilevel& problem, int64_t steps, std::vector<int64_t> outer_steps) {
   return Bilevel(problem).steps(steps).outer_at(std::move(outer_steps)).stop_gradient_before({}).seed(0);
 }
 
@@ -51,23 +47,28 @@ Recommendation recommend(const Bilevel& problem, const TensorList& meta_paramete
   problem.check();
   const int64_t T = problem.steps();
   const auto first = tasks[0].in_batch(0, 0);
-  const auto measure = [&](const Strategy& strategy, int64_t steps) {
+  at::AutoGradMode with_gradient(true);
+  const auto measure = [&](const Strategy& strategy, int64_t steps, std::vector<int64_t> outer_steps) {
     const MemoryMeter meter;
-    const auto result = strategy.differentiate(shortened(problem, steps), meta_parameters, first);
+    const auto result =
+        strategy.differentiate(shortened(problem, steps, std::move(outer_steps)), meta_parameters, first);
     return std::pair(meter.peak_bytes(), bytes_of(result.final_state));
   };
 
-  measure(Unroll(), std::min<int64_t>(T, 1));  // what libtorch sets up once
+  int64_t outer_losses = 0;
+  for (int64_t k = 0; k <= T; ++k) outer_losses += problem.has_outer_at(k);
   const int64_t few = std::min<int64_t>(T, 2), more = std::min<int64_t>(T, 3);
-  const auto [unrolled_few, state_few] = measure(Unroll(), few);
-  const auto [unrolled_more, state] = measure(Unroll(), more);
+  measure(Unroll(), few, {few});  // what libtorch sets up once
+  const auto unrolled_few = measure(Unroll(), few, {few}).first;
+  const auto [unrolled_more, state] = measure(Unroll(), more, {more});
+  const auto an_outer_loss = outer_losses > 1 ? measure(Unroll(), more, {0, more}).first - unrolled_more : 0;
   const int64_t a_step = unrolled_more - unrolled_few;
-  const int64_t unrolled = unrolled_more + (T - more) * a_step;
+  const int64_t unrolled = unrolled_more + (T - more) * a_step + (outer_losses - 1) * an_outer_loss;
   const auto measured = c10::str("a recorded step keeps ", in_units(a_step), " and a state has ", in_units(state),
                                  ", so ", T, " steps of Unroll() need about ", in_units(unrolled));
   if (unrolled <= memory_limit) return {std::make_shared<Unroll>(), unrolled, measured};
 
-  const auto recorded = measure(Replay(), more).first;
+  const auto recorded = measure(Replay(), more, {more}).first;
   const auto needed = [&](const ReplaySchedule& schedule) {  // two states are where the loop is
     return recorded + (cost_of(schedule.plan(T), T).kept + 2) * state;
   };

@@ -5,18 +5,28 @@
 #include <map>
 
 #include "gimli/hypergradient/adjoint.h"
-#include "gimli/hypergradient/loss_record.h"
+#include "gimli/hypergradient/step_record.h"
 
 namespace gimli {
 namespace {
 
+/// |theta|^2 after a step, to tell updates apart that come out differently. Only the user's gradient transforms can.
+at::Tensor fingerprint(const Bilevel& problem, const InnerState& state) {
+  const at::NoGradGuard no_gradient;
+  at::Tensor squares = at::zeros({});
+  if (!problem.has_gradient_transforms()) return squares;
+  for (const auto& parameter : state.parameters) squares = parameter.square().sum() + squares;
+  return squares;
+}
+
 /// An inner loop without a graph that can be put back to where it has been.
 class Rerun final {
  public:
-  Rerun(const Bilevel& problem, const TaskRef& task, LossRecord& losses, bool keep_gradients)
+  Rerun(const Bilevel& problem, const TaskRef& task, StepRecord& losses, StepRecord& updates, bool keep_gradients)
       : problem_(problem),
         task_(task),
         losses_(losses),
+        updates_(updates),
         keep_gradients_(keep_gradients),
         loop_(problem.start(Graph::none, task)) {}
 
@@ -26,10 +36,10 @@ class Rerun final {
 
   void step() {
     const auto k = state().step;
-    if (k < static_cast<int64_t>(kept_.size())) {
-      loop_.apply(kept_[k].gradients);
+    if (k < static_cast<int64_t>(made_.size())) {
+      loop_.apply(made_[k].gradients);
       auto after = state();
-      after.buffers = kept_[k].buffers;
+      after.buffers = made_[k].buffers;
       set_state(std::move(after));
       return;
     }
@@ -38,36 +48,61 @@ class Rerun final {
     losses_.see(k, loss);
     loss = at::Tensor();  // its graph holds the weights, whose memory the update may use again
     loop_.apply(gradients);
+    updates_.see(k, fingerprint(problem_, state()));
     ++gradient_evaluations_;
-    if (keep_gradients_) kept_.push_back({std::move(gradients), state().buffers});
+    if (keep_gradients_) made_.push_back({std::move(gradients), state().buffers});
   }
 
  private:
   /// What a step needs to be made again without its loss.
-  struct Kept {
+  struct Made {
     TensorList gradients, buffers;
   };
 
   const Bilevel& problem_;
   const TaskRef& task_;
-  LossRecord& losses_;
+  StepRecord &losses_, &updates_;
   const bool keep_gradients_;
   InnerLoop loop_;
-  std::vector<Kept> kept_;  // of the first steps
+  std::vector<Made> made_;  // of the first steps
   int64_t gradient_evaluations_ = 0;
 };
 
-InnerState moved(InnerState state, c10::Device device) {
-  const auto move = [&](TensorList& list) {
-    for (auto& tensor : list) {
-      if (tensor.defined()) tensor = tensor.detach().to(device);
-    }
-  };
-  move(state.parameters);
-  move(state.buffers);
-  for (auto& of_parameter : state.optimizer) move(of_parameter.slots);
-  return state;
-}
+/// A state that is kept, on the host if asked for.
+class Kept final {
+ public:
+  Kept(InnerState state, bool offload) : state_(std::move(state)) {
+    if (!offload) return;
+    for_each_tensor([&](at::Tensor& tensor) {
+      devices_.push_back(tensor.device());
+      tensor = tensor.detach().to(at::kCPU);
+    });
+  }
+
+  /// Where it was.
+  InnerState restored() const {
+    auto result = *this;
+    auto device = devices_.begin();
+    if (!devices_.empty()) result.for_each_tensor([&](at::Tensor& tensor) { tensor = tensor.to(*device++); });
+    return std::move(result.state_);
+  }
+
+ private:
+  template <class Function>
+  void for_each_tensor(Function function) {
+    const auto each = [&](TensorList& list) {
+      for (auto& tensor : list) {
+        if (tensor.defined()) function(tensor);
+      }
+    };
+    each(state_.parameters);
+    each(state_.buffers);
+    for (auto& of_parameter : state_.optimizer) each(of_parameter.slots);
+  }
+
+  InnerState state_;
+  std::vector<c10::Device> devices_;
+};
 
 }  // namespace
 
@@ -81,7 +116,10 @@ Replay& Replay::offload(bool offload) {
   return *this;
 }
 
-std::string Replay::name() const { return c10::str("Replay(", schedule_->name(), ")"); }
+std::string Replay::name() const {
+  return c10::str("Replay(", schedule_->name(), ")", keep_gradients_ ? ".keep_gradients(true)" : "",
+                  offload_ ? ".offload(true)" : "");
+}
 
 Strategy::TaskResult Replay::differentiate(const Bilevel& problem, const TensorList& meta_parameters,
                                            const TaskRef& task) const {
@@ -89,18 +127,30 @@ Strategy::TaskResult Replay::differentiate(const Bilevel& problem, const TensorL
   const auto plan = schedule_->plan(problem.steps());
   const auto cost = cost_of(plan, problem.steps());
 
-  LossRecord losses(name());
-  Rerun rerun(problem, task, losses, keep_gradients_);
+  StepRecord losses(name(), "the loss"), updates(name(), "weights of square norm", /*exact=*/false);
+  Rerun rerun(problem, task, losses, updates, keep_gradients_);
   Adjoint adjoint(problem, meta_parameters, task, name());
-  const auto device = rerun.state().parameters.empty() ? c10::Device(at::kCPU) : rerun.state().parameters[0].device();
-  std::map<int64_t, InnerState> kept;
+  std::map<int64_t, Kept> kept;
+  const auto reverse = [&](int64_t step) {
+    if (step + 1 == problem.steps()) {  // from here, the last state is a step away
+      const auto before = rerun.state();
+      rerun.step();
+      adjoint.add_outer(rerun.state());
+      rerun.set_state(before);
+    }
+    if (adjoint.vanishes_at(step + 1)) return;
+    const auto recorded = adjoint.pull_back(rerun.state());
+    losses.see(step, recorded.loss);
+    updates.see(step, fingerprint(problem, recorded.after));
+  };
+  if (plan.empty()) adjoint.add_outer(rerun.state());
   for (const auto& [kind, step] : plan) {
     switch (kind) {
       case Kind::store:
-        kept.emplace(step, offload_ ? moved(rerun.state(), at::kCPU) : rerun.state());
+        kept.emplace(step, Kept(rerun.state(), offload_));
         break;
       case Kind::restore:
-        rerun.set_state(offload_ ? moved(kept.at(step), device) : kept.at(step));
+        rerun.set_state(kept.at(step).restored());
         break;
       case Kind::drop:
         kept.erase(step);
@@ -109,14 +159,12 @@ Strategy::TaskResult Replay::differentiate(const Bilevel& problem, const TensorL
         while (rerun.state().step < step) rerun.step();
         break;
       case Kind::reverse:
-        if (step + 1 == problem.steps() || !adjoint.vanishes_at(step + 1)) {
-          losses.see(step, adjoint.pull_back(rerun.state()));
-        }
+        reverse(step);
         break;
     }
   }
   auto result = adjoint.finish();
-  result.cost.inner_steps += cost.advanced;
+  result.cost.inner_steps += cost.advanced + !plan.empty();
   result.cost.gradient_evaluations += rerun.gradient_evaluations();
   result.cost.states_stored = cost.kept;
   return result;

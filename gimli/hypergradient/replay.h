@@ -9,11 +9,12 @@ namespace gimli {
 /// without a graph, as a schedule says, and each step is run once more, recorded, to be pulled back through. It equals
 /// Unroll() to rounding.
 ///
-///     Replay()               keeps every state: one more run of each step than Unroll(), memory of T states and one
-///     step Replay(Binomial(8))    keeps 8 states at most, and recomputes as few steps as that allows
+///     Replay()               keeps every state: memory of T states and one step
+///     Replay(Binomial(8))    keeps 8 states at most, and recomputes as few steps as that allows
 ///
-/// Replayed steps must be what they were the first time: their inner losses are compared, and a closure that depends on
-/// more than its task and step is refused. Buffers must not carry gradients from step to step.
+/// Beside the recorded steps, Replay() runs each step once without a graph, and other schedules some of them more
+/// often. Replayed steps must be what they were the first time: their inner losses are compared, and a closure that
+/// depends on more than its task and step is refused. Buffers must not carry gradients from step to step.
 class Replay final : public Strategy {
  public:
   Replay() : Replay(KeepAll()) {}

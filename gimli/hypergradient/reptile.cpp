@@ -8,6 +8,8 @@ namespace gimli {
 
 Strategy::TaskResult Reptile::differentiate(const Bilevel& problem, const TensorList& meta_parameters,
                                             const TaskRef& task) const {
+  TORCH_CHECK(!problem.stops_gradient(), name(),
+              ": the gradient is to stop between steps, but nothing is differentiated; leave the stop out");
   auto loop = problem.start(Graph::none, task);
   const auto& parameters = problem.model().parameters;
   std::vector<size_t> positions;

@@ -3,8 +3,8 @@
 #include <ATen/ATen.h>
 
 #include "gimli/hypergradient/adjoint.h"
-#include "gimli/hypergradient/loss_record.h"
 #include "gimli/hypergradient/lost_bits.h"
+#include "gimli/hypergradient/step_record.h"
 #include "gimli/optim/rules/sgd.h"
 
 namespace gimli {
@@ -61,7 +61,7 @@ UndoStep apply(InnerLoop& loop, const TensorList& gradients, const std::vector<o
 
 Strategy::TaskResult Reversible::differentiate(const Bilevel& problem, const TensorList& meta_parameters,
                                                const TaskRef& task) const {
-  LossRecord losses(name());
+  StepRecord losses(name(), "the loss");
   std::vector<UndoStep> undo;
   // Its gradients are recorded, like those on the way back: libtorch rounds some in another way if they are not.
   auto loop = problem.start(Graph::full, task);
@@ -77,10 +77,8 @@ Strategy::TaskResult Reversible::differentiate(const Bilevel& problem, const Ten
 
   Adjoint adjoint(problem, meta_parameters, task, name());
   auto after = loop.state().detach();
-  for (int64_t k = problem.steps() - 1; k >= 0; --k) {
-    adjoint.add_outer(after);
-    if (adjoint.vanishes_at(k + 1)) break;
-
+  adjoint.add_outer(after);
+  for (int64_t k = problem.steps() - 1; k >= 0 && !adjoint.vanishes_at(k + 1); --k) {
     auto before = after;
     before.step = k;
     before.buffers = undo[k].buffers;
@@ -118,6 +116,7 @@ Strategy::TaskResult Reversible::differentiate(const Bilevel& problem, const Ten
     adjoint.pull_back(leaves, loop.state());
     undo.pop_back();
     after = std::move(before);
+    adjoint.add_outer(after);
   }
 
   auto result = adjoint.finish();

@@ -2,6 +2,8 @@
 
 #include <torch/csrc/autograd/autograd.h>
 
+#include "gimli/hypergradient/adjoint.h"
+
 namespace gimli {
 
 Unroll Unroll::last(int64_t steps) {
@@ -33,7 +35,7 @@ Strategy::TaskResult Unroll::differentiate(const Bilevel& problem, const TensorL
                   " lies before the steps that are differentiated");
       problem.step(unrecorded, task);
     }
-    loop.set_state(unrecorded.state().detach());
+    loop.set_state(cut_from(loop.state(), unrecorded.state()));
   }
 
   OuterSum outer;

@@ -1,0 +1,29 @@
+#include "gimli/hypergradient/step_record.h"
+
+#include <ATen/ATen.h>
+
+#include <cmath>
+#include <limits>
+
+namespace gimli {
+
+void StepRecord::see(int64_t step, const at::Tensor& number) {
+  const auto value = number.item<double>();
+  if (step == static_cast<int64_t>(numbers_.size())) {
+    numbers_.push_back(value);
+    return;
+  }
+  TORCH_INTERNAL_ASSERT(step < static_cast<int64_t>(numbers_.size()));
+  const double precision = number.scalar_type() == at::kDouble  ? std::numeric_limits<double>::epsilon()
+                           : number.scalar_type() == at::kFloat ? std::numeric_limits<float>::epsilon()
+                                                                : 1. / 256;
+  const double tolerance = exact_ && number.is_cpu() ? 4 * precision : std::sqrt(precision);
+  const double before = numbers_[step];
+  TORCH_CHECK(
+      std::abs(value - before) <= tolerance * std::max(std::abs(value), std::abs(before)), strategy_, ": step ", step,
+      " of the inner loop gave ", what_, " ", before, " and, run again, ", value,
+      "; closures and gradient transforms must depend on their task and step alone, and draw random numbers from "
+      "libtorch's default generator");
+}
+
+}  // namespace gimli

@@ -7,12 +7,12 @@ table=$1 out=$2
 
 strategies=$(cut -f2 "$table" | awk '!seen[$0]++' | sed "s/.*/'&'/" | paste -sd, -)
 gnuplot <<EOF
-set terminal pngcairo size 1500,1450 font "sans,11"
+set terminal pngcairo size 1500,1800 font "sans,11"
 set output '$out'
 set datafile separator "\t"
 array names = [$strategies]
-title_of(p) = p eq 'mlp' ? 'MLP, Adam' : p eq 'conv4' ? 'conv4 with batch norm, SGD with momentum' : 'transformer with dropout, Adam'
-set multiplot layout 4,2 margins 0.07,0.98,-0.13,0.97 spacing 0.08,0.075
+title_of(p) = p eq 'logistic' ? 'logistic regression, SGD with momentum' : p eq 'mlp' ? 'MLP, Adam' : p eq 'conv4' ? 'conv4 with batch norm, SGD with momentum' : 'transformer with dropout, Adam'
+set multiplot layout 5,2 margins 0.07,0.98,-0.09,0.975 spacing 0.08,0.075
 set logscale xy
 set xlabel 'inner steps'
 set xtics (1,4,16,64,256,1024)
@@ -21,7 +21,7 @@ set format y '10^{%L}'
 set grid lc rgb '#dddddd'
 unset key
 dashes(i) = i > 7 ? 2 : 1
-do for [p in "mlp conv4 transformer"] {
+do for [p in "logistic mlp conv4 transformer"] {
   do for [what in "seconds bytes"] {
     column_of = what eq 'seconds' ? 4 : 6
     set title sprintf('%s: %s', title_of(p), what eq 'seconds' ? 'seconds (least)' : 'peak bytes')

@@ -15,22 +15,6 @@ namespace nn = torch::nn;
 
 const auto f64 = torch::dtype(torch::kDouble);
 
-TEST(ForwardModeTest, IsUnrollToRounding) {
-  for (auto& [name, problem, metas, tasks] : problem_table()) {
-    problem.keep_final_states(true);
-    const auto expected = hypergradient(problem, metas, tasks);
-    const auto result = hypergradient(problem, metas, tasks, ForwardMode());
-    for (size_t i = 0; i < metas.size(); ++i) {
-      EXPECT_LE(relative_error({result.gradients[i]}, {expected.gradients[i]}), 1e-12) << name << ", " << i;
-    }
-    EXPECT_TRUE(torch::equal(result.outer_losses, expected.outer_losses)) << name;
-    for (size_t i = 0; i < tasks.size(); ++i) {
-      expect_equal(result.final_states[i].parameters, expected.final_states[i].parameters);
-      expect_equal(result.final_states[i].buffers, expected.final_states[i].buffers);
-    }
-  }
-}
-
 // w_{t+1} = w_t - lr x (x w_t - y) and the outer loss (q w_T - p)^2 / 2.
 TEST(ForwardModeTest, AgreesWithTheClosedFormOfALinearProblem) {
   nn::Linear model(nn::LinearOptions(1, 1).bias(false));
@@ -51,15 +35,6 @@ TEST(ForwardModeTest, AgreesWithTheClosedFormOfALinearProblem) {
   const double slope = ((fixed + std::pow(r, T) * (w_0 - fixed)) * q - p) * q;
   EXPECT_NEAR(result.gradients[0].item<double>(), slope * std::pow(r, T), 1e-13);
   EXPECT_NEAR(result.gradients[1].item<double>(), slope * T * std::pow(r, T - 1) * -x * x * (w_0 - fixed), 1e-13);
-}
-
-TEST(ForwardModeTest, ThreadsChangeNoBit) {
-  for (const auto& [name, problem, metas, tasks] : problem_table()) {
-    const auto expected = hypergradient(problem, metas, tasks, ForwardMode());
-    const auto result = hypergradient(problem, metas, tasks, ForwardMode(), Threads(2));
-    expect_equal(result.gradients, expected.gradients);
-    expect_equal({result.outer_losses}, {expected.outer_losses});
-  }
 }
 
 TEST(ForwardModeTest, MemoryDoesNotGrowWithTheNumberOfSteps) {

@@ -1,9 +1,7 @@
 #include "problem_table.h"
 
 #include <cmath>
-
-#include "gimli/optim/rules/adam.h"
-#include "gimli/optim/rules/sgd.h"
+#include <limits>
 
 namespace gimli {
 namespace {
@@ -15,17 +13,40 @@ const auto f64 = torch::dtype(torch::kDouble);
 
 struct Recurrent final : nn::Module {
   Recurrent()
-      : lstm(register_module("lstm", nn::LSTM(nn::LSTMOptions(2, 4).batch_first(true)))),
+      : lstm(register_module("lstm", nn::LSTM(nn::LSTMOptions(2, 4).num_layers(2).batch_first(true).dropout(0.2)))),
         head(register_module("head", nn::Linear(4, 3))) {}
-
   Tensor forward(const Tensor& x) { return head(std::get<0>(lstm(x)).select(1, -1)); }
 
   nn::LSTM lstm;
   nn::Linear head;
 };
 
+struct Attentive final : nn::Module {
+  Attentive()
+      : block(register_module(
+            "block",
+            nn::TransformerEncoderLayer(
+                nn::TransformerEncoderLayerOptions(4, 2).dim_feedforward(6).dropout(0.2).activation(torch::kGELU)))),
+        head(register_module("head", nn::Linear(4, 3))) {}
+  Tensor forward(const Tensor& x) { return head(block(x.transpose(0, 1)).mean(0)); }
+
+  nn::TransformerEncoderLayer block;
+  nn::Linear head;
+};
+
 Learner sequential(const nn::Sequential& model, std::vector<int64_t> input_sizes) {
   return {model.ptr(), [model](const Tensor& x) { return model.ptr()->forward(x); }, std::move(input_sizes)};
+}
+
+template <class Module>
+Learner of_module(std::vector<int64_t> input_sizes) {
+  const auto module = std::make_shared<Module>();
+  return {module, [module](const Tensor& x) { return module->forward(x); }, std::move(input_sizes)};
+}
+
+template <class Rule>
+InnerOptimizer row(const std::string& name, double lr, Rule rule) {
+  return {name, lr, [rule](const TensorList& parameters) { return optim::Optimizer(rule, parameters); }};
 }
 
 optim::Optimizer momentum(const TensorList& parameters) {
@@ -42,15 +63,21 @@ Learner::Learner(std::shared_ptr<nn::Module> own_module, std::function<Tensor(co
       lr(torch::tensor(0.1, f64.requires_grad(true))),
       weights(torch::linspace(0.5, 1.5, 6, f64).requires_grad_()),
       loss_network(3, 2) {
-  module->to(torch::kDouble);
-  loss_network->to(torch::kDouble);
+  to(torch::kDouble);
+}
+
+void Learner::to(at::ScalarType type) {
+  module->to(type);
+  loss_network->to(type);
+  lr = lr.detach().to(type).requires_grad_();
+  weights = weights.detach().to(type).requires_grad_();
 }
 
 Bilevel Learner::problem(optim::Optimizer optimizer) const {
-  const auto inner = [own = *this](const Classification& task) {
-    const auto logits = own.forward(task.x);
+  const auto inner = [own = *this](const Classification& task, int64_t step) {
+    const auto logits = own.forward(task.x.roll(step, 0));
     const auto options = nn::functional::CrossEntropyFuncOptions().reduction(torch::kNone);
-    const auto losses = nn::functional::cross_entropy(logits, task.y, options);
+    const auto losses = nn::functional::cross_entropy(logits, task.y.roll(step, 0), options);
     return (own.weights * losses).mean() + own.loss_network.ptr()->forward(logits).tanh().mean();
   };
   const auto outer = [own = *this](const Classification& task) {
@@ -64,8 +91,9 @@ std::vector<Classification> Learner::tasks(int count) const {
   sizes.insert(sizes.begin(), 6);
   std::vector<Classification> tasks;
   for (int i = 0; i < count; ++i) {
-    tasks.push_back({torch::randn(sizes, f64), torch::randint(3, {6}, torch::kLong), torch::randn(sizes, f64),
-                     torch::randint(3, {6}, torch::kLong)});
+    const auto x = torch::randn(sizes, f64), x_query = torch::randn(sizes, f64);
+    const auto y = torch::randint(3, {6}, torch::kLong), y_query = torch::randint(3, {6}, torch::kLong);
+    tasks.push_back({x.to(weights.scalar_type()), y, x_query.to(weights.scalar_type()), y_query});
   }
   return tasks;
 }
@@ -82,6 +110,41 @@ TensorList Learner::meta_parameters() const {
   return list;
 }
 
+TensorList Learner::all_meta_parameters() const {
+  auto list = hyperparameters();
+  for (const auto& parameter : module->parameters()) list.push_back(parameter);
+  return list;
+}
+
+const std::vector<Network> networks{
+    {"mlp", mlp_learner},
+    {"conv",
+     [] {
+       return sequential(nn::Sequential(nn::Conv2d(nn::Conv2dOptions(1, 3, 3).padding(1)), nn::BatchNorm2d(3),
+                                        nn::Tanh(), nn::AvgPool2d(2), nn::Flatten(), nn::Linear(12, 3)),
+                         {1, 4, 4});
+     }},
+    {"lstm",
+     [] {
+       return of_module<Recurrent>({3, 2});
+     }},
+    {"transformer",
+     [] {
+       return of_module<Attentive>({3, 4});
+     }},
+};
+
+const std::vector<InnerOptimizer> inner_optimizers{
+    row("SGD", 0.1, optim::SGD(0.1)),
+    row("SGD_momentum", 0.03, optim::SGD(optim::SGDOptions(0.1).momentum(0.9).weight_decay(0.01))),
+    row("SGD_nesterov", 0.03, optim::SGD(optim::SGDOptions(0.1).momentum(0.8).nesterov(true))),
+    row("Adam", 0.02, optim::Adam(optim::AdamOptions(0.1).eps(1e-3))),
+    row("AdamW", 0.02, optim::AdamW(optim::AdamOptions(0.1).eps(1e-3).weight_decay(0.01))),
+    row("RMSprop", 0.01, optim::RMSprop(optim::RMSpropOptions(0.1).eps(1e-2).centered(true).momentum(0.5))),
+    row("Adagrad", 0.05, optim::Adagrad(optim::AdagradOptions(0.1).initial_accumulator_value(0.1))),
+    row("LBFGS", 0.1, optim::LBFGS(optim::LBFGSOptions(0.1).history_size(3))),
+};
+
 Learner mlp_learner() { return sequential(nn::Sequential(nn::Linear(4, 5), nn::Tanh(), nn::Linear(5, 3)), {4}); }
 
 std::vector<ProblemRow> problem_table() {
@@ -91,20 +154,12 @@ std::vector<ProblemRow> problem_table() {
     rows.push_back({name, problem, std::move(metas), learner.tasks(2)});
   };
 
-  const auto recurrent = std::make_shared<Recurrent>();
-  const std::pair<std::string, Learner> learners[] = {
-      {"MLP", mlp_learner()},
-      {"convolution and batch norm",
-       sequential(nn::Sequential(nn::Conv2d(1, 2, 3), nn::BatchNorm2d(2), nn::Tanh(), nn::Flatten(), nn::Linear(18, 3)),
-                  {1, 5, 5})},
-      {"LSTM", {recurrent, [recurrent](const Tensor& x) { return recurrent->forward(x); }, {4, 2}}},
-      {"layer norm and dropout", sequential(nn::Sequential(nn::Linear(4, 5), nn::LayerNorm(nn::LayerNormOptions({5})),
-                                                           nn::Dropout(0.3), nn::Linear(5, 3)),
-                                            {4})}};
-  for (const auto& [name, learner] : learners) {
+  for (const auto& network : networks) {
+    const auto learner = network.make();
     const auto parameters = learner.module->parameters();
-    add(name + ", SGD", learner, learner.problem(momentum(parameters)), learner.meta_parameters());
-    add(name + ", Adam", learner, learner.problem({optim::Adam(0.1), parameters}), learner.meta_parameters());
+    add(network.name + ", SGD", learner, learner.problem(momentum(parameters)), learner.meta_parameters());
+    add(network.name + ", Adam", learner, learner.problem({optim::Adam(optim::AdamOptions(0.1).eps(1e-3)), parameters}),
+        learner.meta_parameters());
   }
 
   const auto mlp = mlp_learner();
@@ -112,7 +167,10 @@ std::vector<ProblemRow> problem_table() {
   const auto problem = [&] { return mlp.problem(momentum(parameters)); };
   const auto metas = mlp.meta_parameters();
   add("outer losses on the way", mlp, problem().outer_at({0, 2, 3}), metas);
-  add("a stopped gradient", mlp, problem().stop_gradient_before({2}), mlp.hyperparameters());
+  add("no outer loss at the end", mlp, problem().outer_at({0, 2}), metas);
+  add("a stopped gradient", mlp, problem().stop_gradient_before({2}).outer_at({1, 3, 4}), mlp.hyperparameters());
+  add("a gradient stopped at once", mlp, problem().stop_gradient_before({0}), mlp.hyperparameters());
+  add("one step", mlp, problem().steps(1), metas);
   add("clipped and noisy gradients", mlp,
       problem()
           .gradient_transform(optim::clip_by_norm(0.3))
@@ -157,10 +215,12 @@ double relative_error(const TensorList& a, const TensorList& b) {
   TORCH_INTERNAL_ASSERT(a.size() == b.size());
   double error = 0, size = 0;
   for (size_t i = 0; i < a.size(); ++i) {
+    if (a[i].defined() != b[i].defined()) return std::numeric_limits<double>::infinity();
+    if (!a[i].defined()) continue;
     error = std::hypot(error, (a[i] - b[i]).norm().item<double>());
     size = std::hypot(size, b[i].norm().item<double>());
   }
-  return error / size;
+  return error == 0 ? 0 : error / size;
 }
 
 }  // namespace gimli

@@ -25,25 +25,26 @@ int main(int argc, char** argv) {
 
   torch::nn::Linear model(torch::nn::LinearOptions(features, 1).bias(false));
   torch::nn::init::zeros_(model->weight);
-  const auto log_penalty = torch::zeros({features}, torch::requires_grad());
+  const auto raw = torch::full({features}, -2., torch::requires_grad());
+  const auto penalties = [&] { return 5 * raw.sigmoid(); };  // between 0 and 5
   const auto error = [&](const torch::Tensor& inputs, const torch::Tensor& targets) {
     return mse_loss(model->forward(inputs).squeeze(1), targets);
   };
   auto problem =
       gimli::Bilevel(model, torch::optim::SGD(model->parameters(), torch::optim::SGDOptions(0.05).momentum(0.9)))
           .steps(100)
-          .inner([&, x = x, y = y] { return error(x, y) + (log_penalty.exp() * model->weight.square()).sum(); })
+          .inner([&, x = x, y = y] { return error(x, y) + (penalties() * model->weight.square()).sum(); })
           .outer([&, x = x_validation, y = y_validation] { return error(x, y); })
           .keep_final_states(true);
   auto tested = problem;
   tested.outer([&, x = x_test, y = y_test] { return error(x, y); });
 
   auto strategy = gimli::Implicit(gimli::ConjugateGradient());
-  auto outer_optimizer = torch::optim::Adam({log_penalty}, /*lr=*/0.05);
+  auto outer_optimizer = torch::optim::Adam({raw}, /*lr=*/0.05);
   std::cout << "test error before: " << evaluate(tested).outer_loss.item<double>() << "\n";
   for (int64_t iteration = 0; iteration < iterations; ++iteration) {
-    const auto result = gimli::hypergradient(problem, {log_penalty}, {}, strategy);
-    gimli::assign_gradients({log_penalty}, result.gradients);
+    const auto result = gimli::hypergradient(problem, {raw}, {}, strategy);
+    gimli::assign_gradients({raw}, result.gradients);
     outer_optimizer.step();
     problem.start_from(result.final_states[0]);  // both the inner loop and the solver go on where they were
     strategy.start_from(result.solutions);
@@ -54,6 +55,7 @@ int main(int argc, char** argv) {
     }
   }
   std::cout << "test error after: " << evaluate(tested).outer_loss.item<double>() << "\n";
-  std::cout << "mean log penalty of relevant features " << log_penalty.slice(0, 0, relevant).mean().item<double>()
-            << ", of others " << log_penalty.slice(0, relevant).mean().item<double>() << "\n";
+  const auto found = penalties().detach();
+  std::cout << "mean penalty of relevant features " << found.slice(0, 0, relevant).mean().item<double>()
+            << ", of others " << found.slice(0, relevant).mean().item<double>() << "\n";
 }

@@ -240,7 +240,7 @@ TEST(FiniteDifferenceTest, BadInputGetsOneSentence) {
       [&] {
         hypergradient(problem().outer_at({2, 4}), {learner.lr}, tasks, FiniteDifference());
       },
-      "FiniteDifference(): the outer loss after step 2 lies before the steps that are differentiated");
+      "FiniteDifference(): the outer loss after step 2 lies before what is differentiated");
 
   const auto buffer = learner.module->register_buffer("mean", torch::zeros({6, 3}, f64));
   auto with_buffer = problem();

@@ -468,7 +468,7 @@ TEST_F(HypergradientTest, BadInputGetsOneSentence) {
       [&] {
         hypergradient(problem().outer_at({1, 4}), {lr}, tasks, Unroll::last(2));
       },
-      "the outer loss after step 1 lies before the steps that are differentiated");
+      "the outer loss after step 1 lies before what is differentiated");
   expect_error([&] { hypergradient(problem().outer_at({5}), {lr}, tasks); }, "step 5 is not among the 0 to 4 steps");
   expect_error([&] { Unroll::last(-1); }, "expected at least 0 steps, got -1");
   expect_error([&] { Threads(0); }, "expected 1 to 1024 threads, got 0");

@@ -199,7 +199,7 @@ TEST_F(ImplicitTest, WhatItCannotServeIsRefused) {
       [&] {
         hypergradient(problem(5).outer_at({2, 5}), {phi}, {}, Implicit());
       },
-      "the outer loss after step 2 is not one of the stationary point at the end");
+      "the outer loss after step 2 lies before what is differentiated");
   expect_error([&] { hypergradient(problem(5, optim::SGDOptions(0.1).weight_decay(0.1)), {phi}, {}, Implicit()); },
                "SGD's weight_decay moves its fixed point");
   expect_error([&] { hypergradient(problem(5).stop_gradient_before({2}), {phi}, {}, Implicit()); },

@@ -13,25 +13,38 @@ at::Tensor as_leaf(const at::Tensor& tensor) {
   return tensor.defined() && tensor.is_floating_point() ? tensor.detach().requires_grad_() : tensor;
 }
 
-/// Gradients of `outputs` by the leaves and by the meta-parameters; undefined where they do not depend on them.
-std::pair<TensorList, TensorList> gradients_of(const TensorList& outputs, const TensorList& cotangents,
+bool is_recorded(const at::Tensor& tensor) { return tensor.defined() && tensor.requires_grad(); }
+
+/// vjp by leaves and by meta-parameters.
+std::pair<TensorList, TensorList> vjp_in_parts(const TensorList& outputs, const TensorList& cotangents,
                                                const TensorList& leaves, const TensorList& meta_parameters) {
-  TensorList inputs;
-  for (const auto& leaf : leaves) {
-    if (leaf.defined() && leaf.requires_grad()) inputs.push_back(leaf);
-  }
+  auto inputs = leaves;
   inputs.insert(inputs.end(), meta_parameters.begin(), meta_parameters.end());
-  auto found = torch::autograd::grad(outputs, inputs, cotangents, /*retain_graph=*/false, /*create_graph=*/false,
-                                     /*allow_unused=*/true);
-  std::pair<TensorList, TensorList> result;
-  auto next = found.begin();
-  for (const auto& leaf : leaves)
-    result.first.push_back(leaf.defined() && leaf.requires_grad() ? *next++ : at::Tensor());
-  result.second.assign(next, found.end());
-  return result;
+  const auto found = vjp(outputs, cotangents, inputs);
+  const auto middle = found.begin() + static_cast<int64_t>(leaves.size());
+  return {TensorList(found.begin(), middle), TensorList(middle, found.end())};
 }
 
 }  // namespace
+
+TensorList vjp(const TensorList& outputs, const TensorList& cotangents, const TensorList& inputs, bool keep_graph,
+               bool create_graph) {
+  TensorList from, along, to;
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    if (!is_recorded(outputs[i]) || !cotangents[i].defined()) continue;
+    from.push_back(outputs[i]);
+    along.push_back(cotangents[i]);
+  }
+  std::copy_if(inputs.begin(), inputs.end(), std::back_inserter(to), is_recorded);
+  TensorList result(inputs.size());
+  if (from.empty() || to.empty()) return result;
+  const auto found = torch::autograd::grad(from, to, along, keep_graph || create_graph, create_graph,
+                                           /*allow_unused=*/true);
+  for (size_t i = 0, next = 0; i < inputs.size(); ++i) {
+    if (is_recorded(inputs[i])) result[i] = found[next++];
+  }
+  return result;
+}
 
 TensorList tensors_of(const InnerState& state) {
   TensorList list;
@@ -64,6 +77,16 @@ void refuse_graph_in_buffers(const Bilevel& problem, const InnerState& after, co
   }
 }
 
+InnerState run_to(int64_t steps, const Bilevel& problem, const TaskRef& task, const std::string& name) {
+  auto loop = problem.start(Graph::none, task);
+  for (int64_t k = 0; k < steps; ++k) {
+    TORCH_CHECK(!problem.has_outer_at(k), name, ": the outer loss after step ", k,
+                " lies before what is differentiated; use Unroll or Replay");
+    problem.step(loop, task);
+  }
+  return loop.state().detach();
+}
+
 InnerState cut_from(const InnerState& start, const InnerState& state) {
   auto result = state.detach();
   for (size_t i = 0; i < result.parameters.size(); ++i) {
@@ -78,11 +101,9 @@ OuterGradient outer_gradient(const Bilevel& problem, const TensorList& meta_para
   loop.set_state(as_leaves(state));
   const auto leaves = tensors_of(loop.state());
   const auto value = problem.outer(loop, task);
-  OuterGradient result{value.detach(), TensorList(leaves.size()), TensorList(meta_parameters.size())};
-  if (value.loss.requires_grad()) {
-    std::tie(result.state, result.meta_parameters) = gradients_of({value.loss}, {}, leaves, meta_parameters);
-  }
-  return result;
+  auto [of_state, of_meta_parameters] =
+      vjp_in_parts({value.loss}, {at::ones_like(value.loss)}, leaves, meta_parameters);
+  return {value.detach(), std::move(of_state), std::move(of_meta_parameters)};
 }
 
 Adjoint::Adjoint(const Bilevel& problem, const TensorList& meta_parameters, const TaskRef& task, std::string name)
@@ -120,17 +141,9 @@ Adjoint::Step Adjoint::pull_back(const InnerState& before) {
 
 void Adjoint::pull_back(const TensorList& leaves, const InnerState& after) {
   refuse_graph_in_buffers(problem_, after, name_);
-  const auto outputs = tensors_of(after);
-  TensorList results, cotangents;
-  for (size_t i = 0; i < cotangent_.size(); ++i) {
-    if (!cotangent_[i].defined() || !outputs[i].requires_grad()) continue;
-    results.push_back(outputs[i]);
-    cotangents.push_back(cotangent_[i]);
-  }
-  cotangent_.clear();
-  if (results.empty()) return;
+  if (cotangent_.empty()) return;
   TensorList of_meta_parameters;
-  std::tie(cotangent_, of_meta_parameters) = gradients_of(results, cotangents, leaves, meta_parameters_);
+  std::tie(cotangent_, of_meta_parameters) = vjp_in_parts(tensors_of(after), cotangent_, leaves, meta_parameters_);
   gradients_ = sum(std::move(gradients_), of_meta_parameters);
 }
 

@@ -4,6 +4,11 @@
 
 namespace gimli {
 
+/// cotangents^T d outputs / d inputs; undefined for inputs on which no output depends, and for those that are undefined
+/// or not recorded. Outputs without a cotangent count as 0.
+TensorList vjp(const TensorList& outputs, const TensorList& cotangents, const TensorList& inputs,
+               bool keep_graph = false, bool create_graph = false);
+
 /// The tensors of a state that an inner loop changes, in one list: adapted parameters (frozen ones are undefined
 /// there), the slots of each parameter, buffers.
 TensorList tensors_of(const InnerState& state);
@@ -15,6 +20,10 @@ InnerState as_leaves(const InnerState& state);
 /// Refuses, by a strategy's name, a step that wrote to a buffer what depends on the weights: buffers are not among the
 /// leaves, so its gradient would be lost in the next step.
 void refuse_graph_in_buffers(const Bilevel& problem, const InnerState& after, const std::string& name);
+
+/// Where `task` is after `steps` steps without a graph, for strategies that differentiate what comes then. Refuses, by
+/// the strategy's name, outer losses before.
+InnerState run_to(int64_t steps, const Bilevel& problem, const TaskRef& task, const std::string& name);
 
 /// `state` as constants, but for parameters that no step has moved since `start`: these are what they are there, with
 /// their graph.

@@ -23,9 +23,11 @@ struct EvolutionOptions {
 ///
 /// Nothing is differentiated but the inner losses by the weights: outer losses and updates may have steps, have no
 /// derivative, or be chaotic in phi. It is right on average, E g = grad E L(phi + e), which for quadratic L is grad
-/// L(phi) and otherwise differs from it by sigma^2 / 2 grad(laplacian L) + O(sigma^4); for linear L the variance of g_j
-/// is
-/// (|grad L|^2 + (grad L)_j^2) / N. So it is for few meta-parameters, or for many pairs.
+/// L(phi) and otherwise differs from it by sigma^2 / 2 grad(laplacian L) + O(sigma^4). For linear L,
+///
+///     variance of g_j = (|grad L|^2 + (grad L)_j^2) / N
+///
+/// so it is for few meta-parameters, or for many pairs.
 ///
 /// With a window of K steps, a loop goes on with a fresh e^w in its w-th window, and L is the sum over windows of L^w,
 /// the outer losses after steps k with (w - 1) K < k <= w K; one before the first step belongs to the first window.

@@ -166,13 +166,7 @@ Strategy::TaskResult FiniteDifference::differentiate(const Bilevel& problem, con
   }
   const auto steps = problem.steps();
   const auto cut = std::max<int64_t>(steps - last_, 0);
-  auto loop = problem.start(Graph::none, task);
-  for (int64_t k = 0; k < cut; ++k) {
-    TORCH_CHECK(!problem.has_outer_at(k), name(), ": the outer loss after step ", k,
-                " lies before the steps that are differentiated");
-    problem.step(loop, task);
-  }
-  const auto first = loop.state().detach();
+  const auto first = run_to(cut, problem, task, name());
   std::vector<Piece> pieces;
   for (int64_t k = cut; k < steps; ++k) pieces.push_back(record(pieces.empty() ? first : pieces.back().after.detach()));
 

@@ -1,8 +1,6 @@
 #include "gimli/hypergradient/forward_mode.h"
 
 #include <ATen/ATen.h>
-#include <torch/csrc/autograd/autograd.h>
-
 #include <algorithm>
 
 #include "gimli/hypergradient/adjoint.h"
@@ -12,36 +10,15 @@ namespace {
 
 bool is_recorded(const at::Tensor& tensor) { return tensor.defined() && tensor.requires_grad(); }
 
-/// Of those outputs that have a cotangent; undefined for inputs on which they do not depend. The graph is kept.
-TensorList gradients(const TensorList& outputs, const TensorList& cotangents, const TensorList& inputs,
-                     bool create_graph) {
-  TensorList from, along, to;
-  for (size_t i = 0; i < outputs.size(); ++i) {
-    if (!is_recorded(outputs[i]) || !cotangents[i].defined()) continue;
-    from.push_back(outputs[i]);
-    along.push_back(cotangents[i]);
-  }
-  std::copy_if(inputs.begin(), inputs.end(), std::back_inserter(to), is_recorded);
-  TensorList result(inputs.size());
-  if (from.empty() || to.empty()) return result;
-  const auto found = torch::autograd::grad(from, to, along, /*retain_graph=*/true, create_graph, /*allow_unused=*/true);
-  for (size_t i = 0, next = 0; i < inputs.size(); ++i) {
-    if (is_recorded(inputs[i])) result[i] = found[next++];
-  }
-  return result;
-}
-
 /// The derivative of recorded outputs by inputs, to be multiplied by tangents, in which undefined stands for 0.
 class Jacobian final {
  public:
   Jacobian(const TensorList& outputs, const TensorList& inputs) {
     for (const auto& y : outputs) u_.push_back(is_recorded(y) ? at::zeros_like(y).requires_grad_() : at::Tensor());
-    transposed_times_u_ = gradients(outputs, u_, inputs, /*create_graph=*/true);
+    transposed_times_u_ = vjp(outputs, u_, inputs, /*keep_graph=*/true, /*create_graph=*/true);
   }
 
-  TensorList operator*(const TensorList& v) const {
-    return gradients(transposed_times_u_, v, u_, /*create_graph=*/false);
-  }
+  TensorList operator*(const TensorList& v) const { return vjp(transposed_times_u_, v, u_, /*keep_graph=*/true); }
 
  private:
   TensorList u_, transposed_times_u_;

@@ -1,49 +1,10 @@
 #include "gimli/hypergradient/implicit.h"
 
 #include <ATen/ATen.h>
-#include <torch/csrc/autograd/autograd.h>
 
 #include "gimli/hypergradient/adjoint.h"
 
 namespace gimli {
-namespace {
-
-/// F, where it depends on the weights or on meta-parameters, as a recorded function of them.
-class Stationarity final {
- public:
-  Stationarity(TensorList weights, TensorList F) : weights_(std::move(weights)) {
-    for (const auto& f : F) {
-      if (f.requires_grad()) F_.push_back(f);
-      is_constant_.push_back(!f.requires_grad());
-    }
-  }
-
-  /// v^T dF/dw.
-  TensorList times_jacobian(const TensorList& v) const {
-    auto result = product(weights_, v);
-    for (size_t i = 0; i < result.size(); ++i) {
-      if (!result[i].defined()) result[i] = at::zeros_like(weights_[i]);
-    }
-    return result;
-  }
-
-  /// v^T d F/d inputs; undefined where F does not depend on them.
-  TensorList product(const TensorList& inputs, const TensorList& v) const {
-    TensorList cotangents;
-    for (size_t i = 0; i < v.size(); ++i) {
-      if (!is_constant_[i]) cotangents.push_back(v[i]);
-    }
-    if (F_.empty()) return TensorList(inputs.size());
-    return torch::autograd::grad(F_, inputs, cotangents, /*retain_graph=*/true, /*create_graph=*/false,
-                                 /*allow_unused=*/true);
-  }
-
- private:
-  TensorList weights_, F_;
-  std::vector<bool> is_constant_;
-};
-
-}  // namespace
 
 Implicit& Implicit::damping(double damping) {
   TORCH_CHECK(std::isfinite(damping) && damping >= 0, "Implicit::damping: expected at least 0, got ", damping);
@@ -62,10 +23,6 @@ void Implicit::check(const Bilevel& problem) const {
   TORCH_CHECK(problem.has_inner(), name(), ": without an inner loss nothing is stationary");
   TORCH_CHECK(!problem.stops_gradient(), name(),
               ": the gradient is to stop between steps, but this one does not go through steps; leave the stop out");
-  for (int64_t k = 0; k < problem.steps(); ++k) {
-    TORCH_CHECK(!problem.has_outer_at(k), name(), ": the outer loss after step ", k,
-                " is not one of the stationary point at the end; use Unroll or Replay");
-  }
   for (const auto& group : problem.optimizer().groups()) {
     for (const auto* decay : {"weight_decay", "lambd"}) {
       TORCH_CHECK(!group.has(decay) || (group.value(decay).is_number() && group.value(decay).number() == 0), name(),
@@ -81,9 +38,7 @@ Strategy::TaskResult Implicit::differentiate(const Bilevel& problem, const Tenso
   check(problem);
   TORCH_CHECK(solutions_.empty() || task.index() < static_cast<int64_t>(solutions_.size()), name(), ": start_from got ",
               solutions_.size(), " solutions, and there is a task number ", task.index());
-  auto unrecorded = problem.start(Graph::none, task);
-  for (int64_t k = 0; k < problem.steps(); ++k) problem.step(unrecorded, task);
-  const auto end = unrecorded.state();
+  const auto end = run_to(problem.steps(), problem, task, name());
   auto outer = outer_gradient(problem, meta_parameters, task, end);
 
   auto loop = problem.start(Graph::full, task);
@@ -107,15 +62,19 @@ Strategy::TaskResult Implicit::differentiate(const Bilevel& problem, const Tenso
       TORCH_CHECK(end.parameters[i].is_alias_of(first), name(), ": the last step's inner loss does not use parameter '",
                   problem.model().parameters.names[i],
                   "', which earlier steps changed, so where it is stationary is unknown");
-      result_gradients = sum(std::move(result_gradients),
-                             torch::autograd::grad({first}, meta_parameters, {outer.state[i]}, /*retain_graph=*/true,
-                                                   /*create_graph=*/false, /*allow_unused=*/true));
+      result_gradients =
+          sum(std::move(result_gradients), vjp({first}, {outer.state[i]}, meta_parameters, /*keep_graph=*/true));
     }
   }
-  const Stationarity stationarity(w, F);
-  const auto product = [&](const TensorList& v) { return add_scaled(stationarity.times_jacobian(v), damping_, v); };
+  const auto product = [&](const TensorList& v) {
+    auto result = vjp(F, v, w, /*keep_graph=*/true);
+    for (size_t i = 0; i < w.size(); ++i) {
+      if (!result[i].defined()) result[i] = at::zeros_like(w[i]);
+    }
+    return add_scaled(std::move(result), damping_, v);
+  };
   auto solution = solver_->solve(product, b, solutions_.empty() ? TensorList() : solutions_[task.index()]);
-  result_gradients = add_scaled(std::move(result_gradients), -1, stationarity.product(meta_parameters, solution.x));
+  result_gradients = add_scaled(std::move(result_gradients), -1, vjp(F, solution.x, meta_parameters));
 
   TaskResult result{
       outer.value.loss, outer.value.auxiliary, std::move(result_gradients), end, std::move(solution.x), {}};

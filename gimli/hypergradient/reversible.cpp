@@ -119,9 +119,10 @@ Strategy::TaskResult Reversible::differentiate(const Bilevel& problem, const Ten
     adjoint.add_outer(after);
   }
 
+  const auto reversed = problem.steps() - static_cast<int64_t>(undo.size());
   auto result = adjoint.finish();
-  result.cost.inner_steps = 2 * problem.steps();
-  result.cost.gradient_evaluations += 3 * problem.steps();
+  result.cost.inner_steps = problem.steps() + reversed;
+  result.cost.gradient_evaluations += problem.steps() + 2 * reversed;
   result.cost.states_stored = 1;
   return result;
 }

@@ -28,15 +28,7 @@ Strategy::TaskResult Unroll::differentiate(const Bilevel& problem, const TensorL
                                            const TaskRef& task) const {
   const int64_t cut = last_ ? std::max<int64_t>(problem.steps() - *last_, 0) : 0;
   auto loop = problem.start(graph_, task);
-  if (cut > 0) {
-    auto unrecorded = problem.start(Graph::none, task);
-    for (int64_t k = 0; k < cut; ++k) {
-      TORCH_CHECK(!problem.has_outer_at(k), name(), ": the outer loss after step ", k,
-                  " lies before the steps that are differentiated");
-      problem.step(unrecorded, task);
-    }
-    loop.set_state(cut_from(loop.state(), unrecorded.state()));
-  }
+  if (cut > 0) loop.set_state(cut_from(loop.state(), run_to(cut, problem, task, name())));
 
   OuterSum outer;
   for (int64_t k = cut; k <= problem.steps(); ++k) {

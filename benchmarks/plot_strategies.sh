@@ -10,6 +10,7 @@ gnuplot <<EOF
 set terminal pngcairo size 1500,1800 font "sans,11"
 set output '$out'
 set datafile separator "\t"
+set datafile missing NaN
 array names = [$strategies]
 title_of(p) = p eq 'logistic' ? 'logistic regression, SGD with momentum' : p eq 'mlp' ? 'MLP, Adam' : p eq 'conv4' ? 'conv4 with batch norm, SGD with momentum' : 'transformer with dropout, Adam'
 set multiplot layout 5,2 margins 0.07,0.98,-0.09,0.975 spacing 0.08,0.075

@@ -6,7 +6,7 @@ table=$1 out=$2
 [[ -s $table ]] || { echo "plot_strategies.sh: $table is not a file with rows" >&2; exit 1; }
 
 strategies=$(cut -f2 "$table" | awk '!seen[$0]++' | sed "s/.*/'&'/" | paste -sd, -)
-gnuplot <<EOF
+gnuplot 2> >(grep -v 'no valid points' >&2) <<EOF
 set terminal pngcairo size 1500,1800 font "sans,11"
 set output '$out'
 set datafile separator "\t"

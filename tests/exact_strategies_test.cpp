@@ -181,7 +181,11 @@ TEST(InterruptionTest, LeavesModelGeneratorsAndThreadAsTheyWere) {
   const Sequential sequentially;
   const Threads threads(2);
   const auto generator_state = [] { return at::detail::getDefaultCPUGenerator().get_state(); };
-  for (const auto& [name, strategy, only, few] : exact_strategies) {
+  auto strategies = exact_strategies;
+  strategies.push_back(row(FiniteDifference().last(3)));
+  strategies.push_back(row(Evolution(EvolutionOptions().pairs(1))));
+  strategies.push_back(row(Evolution(EvolutionOptions().pairs(1).window(2))));
+  for (const auto& [name, strategy, only, few] : strategies) {
     for (const TaskBatch* batch : std::initializer_list<const TaskBatch*>{&sequentially, &threads}) {
       const auto run = [&, strategy = strategy] {
         calls = 0;

@@ -206,7 +206,7 @@ void run(const std::string& problem_name, double seconds, double longest, double
       if (!measured.failure.empty()) {
         std::printf("| %lld | %s | %s | | |\n", static_cast<long long>(steps), contender.name.c_str(),
                     measured.failure.c_str());
-        last[contender.name] = {1e9, last[contender.name].second * 4};
+        last[contender.name].first = 1e9;
         continue;
       }
       std::sort(measured.seconds.begin(), measured.seconds.end());

@@ -6,6 +6,8 @@
 #include <chrono>
 #include <mutex>
 
+#include "gimli/hypergradient/adjoint.h"
+
 namespace gimli {
 namespace {
 
@@ -85,14 +87,6 @@ Result gather(const Bilevel& problem, const TensorList& meta_parameters, const T
   return result;
 }
 
-/// The position of a meta-parameter among the model's parameters, or nothing.
-std::optional<size_t> position_in(const ModelTensors& model, const at::Tensor& meta_parameter) {
-  for (size_t p = 0; p < model.parameters.size(); ++p) {
-    if (model.parameters.tensors[p].is_same(meta_parameter)) return p;
-  }
-  return std::nullopt;
-}
-
 /// Refuses initial weights that the inner loop changed, but to which the outer loss does not reach back: their gradient
 /// would be 0 in every run.
 void check_reach(const ModelTensors& model, const TensorList& meta_parameters, const Strategy::TaskResult& result,
@@ -141,19 +135,7 @@ Result hypergradient(const Bilevel& problem, const TensorList& meta_parameters, 
 }
 
 Result evaluate(const Bilevel& problem, const TaskList& tasks, const TaskBatch& batch) {
-  return gather(problem, {}, tasks, batch, [&](const TaskRef& task) {
-    OuterSum outer;
-    auto loop = problem.start(Graph::none, task);
-    for (int64_t k = 0; k <= problem.steps(); ++k) {
-      if (k > 0) problem.step(loop, task);
-      if (problem.has_outer_at(k)) outer.add(problem.outer(loop, task).detach());
-    }
-    Strategy::TaskResult result{outer.total(), outer.auxiliary(), {}, loop.state(), {}, {}};
-    result.cost.inner_steps = result.cost.gradient_evaluations = problem.steps();
-    result.cost.outer_evaluations = outer.count();
-    result.cost.states_stored = 1;
-    return result;
-  });
+  return gather(problem, {}, tasks, batch, [&](const TaskRef& task) { return run_without_graph(problem, task); });
 }
 
 }  // namespace gimli

@@ -77,6 +77,27 @@ void refuse_graph_in_buffers(const Bilevel& problem, const InnerState& after, co
   }
 }
 
+std::optional<size_t> position_in(const ModelTensors& model, const at::Tensor& meta_parameter) {
+  for (size_t p = 0; p < model.parameters.size(); ++p) {
+    if (model.parameters.tensors[p].is_same(meta_parameter)) return p;
+  }
+  return std::nullopt;
+}
+
+Strategy::TaskResult run_without_graph(const Bilevel& problem, const TaskRef& task) {
+  OuterSum outer;
+  auto loop = problem.start(Graph::none, task);
+  for (int64_t k = 0; k <= problem.steps(); ++k) {
+    if (k > 0) problem.step(loop, task);
+    if (problem.has_outer_at(k)) outer.add(problem.outer(loop, task).detach());
+  }
+  Strategy::TaskResult result{outer.total(), outer.auxiliary(), {}, loop.state().detach(), {}, {}};
+  result.cost.inner_steps = result.cost.gradient_evaluations = problem.steps();
+  result.cost.outer_evaluations = outer.count();
+  result.cost.states_stored = 1;
+  return result;
+}
+
 InnerState run_to(int64_t steps, const Bilevel& problem, const TaskRef& task, const std::string& name) {
   auto loop = problem.start(Graph::none, task);
   for (int64_t k = 0; k < steps; ++k) {

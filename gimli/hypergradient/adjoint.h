@@ -21,6 +21,12 @@ InnerState as_leaves(const InnerState& state);
 /// leaves, so its gradient would be lost in the next step.
 void refuse_graph_in_buffers(const Bilevel& problem, const InnerState& after, const std::string& name);
 
+/// Where a meta-parameter stands among the model's parameters, or nothing.
+std::optional<size_t> position_in(const ModelTensors& model, const at::Tensor& meta_parameter);
+
+/// The whole inner loop of `task` and its outer losses, without a graph and without gradients.
+Strategy::TaskResult run_without_graph(const Bilevel& problem, const TaskRef& task);
+
 /// Where `task` is after `steps` steps without a graph, for strategies that differentiate what comes then. Refuses, by
 /// the strategy's name, outer losses before.
 InnerState run_to(int64_t steps, const Bilevel& problem, const TaskRef& task, const std::string& name);

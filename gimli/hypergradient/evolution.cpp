@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "gimli/hypergradient/adjoint.h"
+
 namespace gimli {
 namespace {
 
@@ -29,13 +31,6 @@ TensorList moved(const TensorList& a, double factor, const TensorList& b) {
   TensorList result;
   for (size_t i = 0; i < a.size(); ++i) result.push_back(at::add(a[i].detach(), b[i], factor));
   return result;
-}
-
-TensorList scaled(TensorList list, double factor) {
-  for (auto& tensor : list) {
-    if (tensor.defined()) tensor = tensor * factor;
-  }
-  return list;
 }
 
 /// An inner loop that runs window by window, with other values of the meta-parameters phi in each.
@@ -65,7 +60,6 @@ class Particle final {
     return outer;
   }
 
-  const InnerState& state() const { return loop_->state(); }
   /// Whether the last window depended on its value of the i-th meta-parameter.
   bool acted(size_t i) const { return acted_[i]; }
   /// Whether anything did, other than the start of the loop, which reads weights that no loss may ask for.
@@ -128,9 +122,8 @@ Strategy::TaskResult Evolution::differentiate(const Bilevel& problem, const Tens
                 ", in which a perturbation is lost to rounding; keep it in float32 and convert it in the closure");
   }
 
-  const auto phi = named(meta_parameters), nothing = named({});
-  Particle center(problem, nothing, task);
-  const auto outer = center.run({}, steps);
+  const auto phi = named(meta_parameters);
+  auto result = run_without_graph(problem, task);  // at phi itself
 
   TensorList total(count);
   std::vector<bool> used(count);
@@ -148,7 +141,7 @@ Strategy::TaskResult Evolution::differentiate(const Bilevel& problem, const Tens
         if (!plus.acted(i) && !minus.acted(i)) e[i].reset();
       }
       xi = sum(std::move(xi), e);
-      total = sum(std::move(total), scaled(xi, difference));
+      total = add_scaled(std::move(total), difference, xi);
     }
     for (size_t i = 0; i < count; ++i) used[i] = used[i] || plus.used(i) || minus.used(i);
   }
@@ -156,14 +149,11 @@ Strategy::TaskResult Evolution::differentiate(const Bilevel& problem, const Tens
     if (!used[i]) total[i].reset();
   }
 
-  TaskResult result;
-  result.outer_loss = outer.total();
-  result.auxiliary = outer.auxiliary();
   result.gradients = divide(std::move(total), 2 * options_.pairs() * options_.sigma() * options_.sigma());
-  result.final_state = center.state().detach();
   const auto loops = 2 * options_.pairs() + 1;
-  result.cost.inner_steps = result.cost.gradient_evaluations = loops * steps;
-  result.cost.outer_evaluations = loops * outer.count();
+  result.cost.inner_steps *= loops;
+  result.cost.gradient_evaluations *= loops;
+  result.cost.outer_evaluations *= loops;
   result.cost.states_stored = 3;
   return result;
 }

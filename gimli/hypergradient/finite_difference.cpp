@@ -63,7 +63,7 @@ struct InnerGradient final : torch::CustomClassHolder {
     double length = 0;
     for (const auto& part : v) length = std::hypot(length, part.norm().item<double>());
     const double scale = length > 0 ? epsilon / length : 1;
-    return divide(sum(first_order(scale, v), divide(first_order(-scale, v), -1)), 2 * scale);
+    return divide(add_scaled(first_order(scale, v), -1, first_order(-scale, v)), 2 * scale);
   }
 
   const Bilevel& problem;

@@ -10,13 +10,14 @@
 namespace gimli {
 namespace {
 
-/// |theta|^2 after a step, to tell updates apart that come out differently. Only the user's gradient transforms can.
-at::Tensor fingerprint(const Bilevel& problem, const InnerState& state) {
+/// Sees |theta|^2 after a step, to tell updates apart that come out differently. Only the user's gradient transforms
+/// can.
+void see_update(StepRecord& updates, int64_t step, const Bilevel& problem, const InnerState& after) {
+  if (!problem.has_gradient_transforms()) return;
   const at::NoGradGuard no_gradient;
   at::Tensor squares = at::zeros({});
-  if (!problem.has_gradient_transforms()) return squares;
-  for (const auto& parameter : state.parameters) squares = parameter.square().sum() + squares;
-  return squares;
+  for (const auto& parameter : after.parameters) squares = parameter.square().sum() + squares;
+  updates.see(step, squares);
 }
 
 /// An inner loop without a graph that can be put back to where it has been.
@@ -48,7 +49,7 @@ class Rerun final {
     losses_.see(k, loss);
     loss = at::Tensor();  // its graph holds the weights, whose memory the update may use again
     loop_.apply(gradients);
-    updates_.see(k, fingerprint(problem_, state()));
+    see_update(updates_, k, problem_, state());
     ++gradient_evaluations_;
     if (keep_gradients_) made_.push_back({std::move(gradients), state().buffers});
   }
@@ -141,7 +142,7 @@ Strategy::TaskResult Replay::differentiate(const Bilevel& problem, const TensorL
     if (adjoint.vanishes_at(step + 1)) return;
     const auto recorded = adjoint.pull_back(rerun.state());
     losses.see(step, recorded.loss);
-    updates.see(step, fingerprint(problem, recorded.after));
+    see_update(updates, step, problem, recorded.after);
   };
   if (plan.empty()) adjoint.add_outer(rerun.state());
   for (const auto& [kind, step] : plan) {

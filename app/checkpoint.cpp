@@ -10,7 +10,7 @@
 namespace gimli::app {
 namespace {
 
-constexpr int64_t kFormat = 1;
+constexpr int64_t kFormat = 2;
 constexpr std::string_view kMark = "gimli checkpoint ";
 
 /// Comes after the archive; of fixed length.
@@ -25,24 +25,29 @@ T read(torch::serialize::InputArchive& archive, const std::string& key) {
 
 }  // namespace
 
-void save_checkpoint(const std::filesystem::path& path, const RunState& state, const NamedTensors& parameters,
-                     const torch::optim::Optimizer& optimizer) {
-  torch::serialize::OutputArchive archive, tensors, moments;
+void save_checkpoint(const std::filesystem::path& path, const RunState& state, const TrainingState& training) {
+  torch::serialize::OutputArchive archive, tensors, optimizers;
+  const auto count = [](const auto& list) { return c10::IValue(static_cast<int64_t>(list.size())); };
   archive.write("format", c10::IValue(kFormat));
   archive.write("experiment", c10::IValue(state.experiment));
   archive.write("configuration", c10::IValue(state.configuration));
   archive.write("iteration", c10::IValue(state.iteration));
   archive.write("seconds", c10::IValue(state.seconds));
-  archive.write("count", c10::IValue(static_cast<int64_t>(parameters.size())));
-  for (size_t i = 0; i < parameters.size(); ++i) {
+  archive.write("tensor_count", count(training.tensors.tensors));
+  archive.write("optimizer_count", count(training.optimizers));
+  for (size_t i = 0; i < training.tensors.size(); ++i) {
     torch::serialize::OutputArchive entry;
-    entry.write("name", c10::IValue(parameters.names[i]));
-    entry.write("value", parameters.tensors[i].detach().cpu());
+    entry.write("name", c10::IValue(training.tensors.names[i]));
+    entry.write("value", training.tensors.tensors[i].detach().cpu());
     tensors.write(std::to_string(i), entry);
   }
-  optimizer.save(moments);
-  archive.write("parameters", tensors);
-  archive.write("optimizer", moments);
+  for (size_t i = 0; i < training.optimizers.size(); ++i) {
+    torch::serialize::OutputArchive entry;
+    training.optimizers[i]->save(entry);
+    optimizers.write(std::to_string(i), entry);
+  }
+  archive.write("tensors", tensors);
+  archive.write("optimizers", optimizers);
   std::ostringstream stream;
   archive.save_to(stream);
   auto bytes = std::move(stream).str();
@@ -61,20 +66,24 @@ Checkpoint load_checkpoint(const std::filesystem::path& path) {
 
   Checkpoint checkpoint;
   try {
-    torch::serialize::InputArchive archive, tensors;
+    torch::serialize::InputArchive archive, tensors, optimizers;
     archive.load_from(content.data(), content.size(), at::kCPU);
     const auto format = read<int64_t>(archive, "format");
     TORCH_CHECK(format == kFormat, "it is of format ", format, ", and this gimli reads format ", kFormat);
     checkpoint.state = {read<std::string>(archive, "experiment"), read<std::string>(archive, "configuration"),
                         read<int64_t>(archive, "iteration"), read<double>(archive, "seconds")};
-    archive.read("parameters", tensors);
-    archive.read("optimizer", checkpoint.optimizer);
-    const auto count = read<int64_t>(archive, "count");
-    for (int64_t i = 0; i < count; ++i) {
+    archive.read("tensors", tensors);
+    archive.read("optimizers", optimizers);
+    const auto tensor_count = read<int64_t>(archive, "tensor_count");
+    for (int64_t i = 0; i < tensor_count; ++i) {
       torch::serialize::InputArchive entry;
       tensors.read(std::to_string(i), entry);
-      checkpoint.parameters.names.push_back(read<std::string>(entry, "name"));
-      entry.read("value", checkpoint.parameters.tensors.emplace_back());
+      checkpoint.tensors.names.push_back(read<std::string>(entry, "name"));
+      entry.read("value", checkpoint.tensors.tensors.emplace_back());
+    }
+    const auto optimizer_count = read<int64_t>(archive, "optimizer_count");
+    for (int64_t i = 0; i < optimizer_count; ++i) {
+      optimizers.read(std::to_string(i), checkpoint.optimizers.emplace_back());
     }
   } catch (const c10::Error& error) {
     TORCH_CHECK(false, path.string(), " cannot be read: ", error.what_without_backtrace());
@@ -82,15 +91,18 @@ Checkpoint load_checkpoint(const std::filesystem::path& path) {
   return checkpoint;
 }
 
-void restore(const Checkpoint& checkpoint, const NamedTensors& parameters) {
-  const auto& saved = checkpoint.parameters;
-  TORCH_CHECK(saved.names == parameters.names, "the checkpoint holds other parameters than the experiment has");
+void restore(const Checkpoint& checkpoint, const TrainingState& training) {
+  const auto& saved = checkpoint.tensors;
+  const auto& tensors = training.tensors;
+  TORCH_CHECK(saved.names == tensors.names && checkpoint.optimizers.size() == training.optimizers.size(),
+              "the checkpoint holds other tensors than the experiment has");
   for (size_t i = 0; i < saved.size(); ++i) {
-    TORCH_CHECK(saved.tensors[i].sizes() == parameters.tensors[i].sizes(), "the checkpoint's ", saved.names[i],
-                " has shape ", saved.tensors[i].sizes(), ", and the experiment's ", parameters.tensors[i].sizes());
+    TORCH_CHECK(saved.tensors[i].sizes() == tensors.tensors[i].sizes(), "the checkpoint's ", saved.names[i],
+                " has shape ", saved.tensors[i].sizes(), ", and the experiment's ", tensors.tensors[i].sizes());
   }
   at::NoGradGuard no_grad;
-  for (size_t i = 0; i < saved.size(); ++i) parameters.tensors[i].copy_(saved.tensors[i]);
+  for (size_t i = 0; i < saved.size(); ++i) tensors.tensors[i].copy_(saved.tensors[i]);
+  for (size_t i = 0; i < training.optimizers.size(); ++i) training.optimizers[i]->load(checkpoint.optimizers[i]);
 }
 
 std::filesystem::path checkpoint_path(const std::filesystem::path& path) {

@@ -10,7 +10,13 @@
 
 namespace gimli::app {
 
-/// Where a run stands, besides its tensors.
+/// Everything that the iterations of a training change: what a checkpoint holds besides where the run stands.
+struct TrainingState {
+  NamedTensors tensors;  ///< with names of their own; a restored value is copied into them
+  std::vector<torch::optim::Optimizer*> optimizers = {};
+};
+
+/// Where a run stands.
 struct RunState {
   std::string experiment;
   std::string configuration;  ///< TOML
@@ -21,20 +27,20 @@ struct RunState {
 /// A run at the end of an iteration: all that is needed to go on as if it had not stopped.
 struct Checkpoint {
   RunState state;
-  NamedTensors parameters;  ///< on the CPU
-  mutable torch::serialize::InputArchive optimizer;
+  NamedTensors tensors;  ///< on the CPU
+  mutable std::vector<torch::serialize::InputArchive> optimizers;
 };
 
 /// Writes the file `path` as a whole or not at all. It is a libtorch archive, which torch.jit.load opens, with a
 /// checksum behind it.
-void save_checkpoint(const std::filesystem::path& path, const RunState& state, const NamedTensors& parameters,
-                     const torch::optim::Optimizer& optimizer);
+void save_checkpoint(const std::filesystem::path& path, const RunState& state, const TrainingState& training);
 
 /// Throws, naming the file, if it is missing, cut short, damaged or of another format.
 Checkpoint load_checkpoint(const std::filesystem::path& path);
 
-/// Copies the values into `parameters`. Throws if they do not have the checkpoint's names and shapes.
-void restore(const Checkpoint& checkpoint, const NamedTensors& parameters);
+/// Copies the values into `training`, whose optimizers have made no step. Throws if it does not have the checkpoint's
+/// names and shapes, and as many optimizers.
+void restore(const Checkpoint& checkpoint, const TrainingState& training);
 
 /// The checkpoint of a run's folder, or `path` itself if it is a file.
 std::filesystem::path checkpoint_path(const std::filesystem::path& path);

@@ -9,13 +9,12 @@
 #include <chrono>
 #include <cstring>
 #include <iostream>
-#include <thread>
 
-#include "app/evaluation.h"
 #include "app/file.h"
 #include "app/interrupt.h"
+#include "app/metrics.h"
 #include "app/plot.h"
-#include "app/progress.h"
+#include "app/preset.h"
 #include "app/trainer.h"
 #include "gimli/data/omniglot.h"
 
@@ -59,8 +58,9 @@ class SettingFlags final {
   };
 
   static std::string type_name(const Setting& setting) {
-    if (!setting.choices.empty()) return fmt::format("{}", fmt::join(setting.choices, "|"));
-    switch (setting.defaults.back().index()) {
+    const auto index = setting.defaults.back().index();
+    if (!setting.choices.empty()) return fmt::format("{}{}", fmt::join(setting.choices, "|"), index == 6 ? ",..." : "");
+    switch (index) {
       case 2:
         return "N";
       case 3:
@@ -74,18 +74,20 @@ class SettingFlags final {
 
   static std::string plain(const Value& value) {
     if (const auto* text = std::get_if<std::string>(&value)) return *text;
-    const auto* const list = std::get_if<std::vector<int64_t>>(&value);
-    return list ? fmt::format("{}", fmt::join(*list, ",")) : to_string(value);
+    if (const auto* list = std::get_if<std::vector<int64_t>>(&value)) return fmt::format("{}", fmt::join(*list, ","));
+    const auto* const texts = std::get_if<std::vector<std::string>>(&value);
+    return texts ? fmt::format("{}", fmt::join(*texts, ",")) : to_string(value);
   }
 
   static std::string defaults_of(const Schema& schema, const Setting& setting) {
     if (setting.key == "dataset") return " [" + plain(setting.defaults.front()) + "]";
+    const auto& first = setting.defaults.front();
+    if (first == Value(std::string())) return "";
     std::vector<std::string> parts;
     for (size_t i = 0; i < schema.datasets.size(); ++i) {
-      if (setting.defaults[i].index() == 0) continue;
-      parts.push_back(schema.datasets[i] + ": " + plain(setting.defaults[i]));
+      if (setting.default_for(i).index() == 0) continue;
+      parts.push_back(schema.datasets[i] + ": " + plain(setting.default_for(i)));
     }
-    const auto& first = setting.defaults.front();
     const bool same = std::all_of(setting.defaults.begin(), setting.defaults.end(),
                                   [&](const Value& value) { return value == first; });
     return same ? " [" + plain(first) + "]" : fmt::format(" [{}]", fmt::join(parts, "; "));
@@ -93,11 +95,6 @@ class SettingFlags final {
 
   std::vector<std::unique_ptr<Slot>> slots_;
 };
-
-Threads make_threads(const Config& config) {
-  const auto count = config.integer("threads");
-  return Threads(count > 0 ? count : std::max<int64_t>(1, std::thread::hardware_concurrency()));
-}
 
 /// A path as a shell reads it.
 std::string quoted(const fs::path& path) {
@@ -129,49 +126,33 @@ void draw(const fs::path& folder) {
   fmt::print(stderr, "gimli: warning: no plots: {}; later: gimli plot {}\n", reason, quoted(folder));
 }
 
-/// The steps of adaptation to draw: none, the first and the last of those that are evaluated.
-std::vector<int64_t> steps_to_draw(const Evaluation& evaluation) {
-  std::vector<int64_t> steps{0};
-  if (evaluation.steps.size() > 1) steps.push_back(evaluation.steps[1].step);
-  if (evaluation.steps.size() > 2) steps.push_back(evaluation.steps.back().step);
-  return steps;
-}
+constexpr const char* kRunFiles[] = {"config.toml", "metrics.jsonl", "checkpoint.pt", "report.md",
+                                     "report.json", "figures.json",  "training.png"};
 
-/// Evaluates, prints the table and, if there is a folder, writes it there. False if interrupted.
-bool evaluate_and_write(const Experiment& experiment, const Config& config, const TaskBatch& batch,
-                        const std::optional<fs::path>& folder) {
-  const auto tasks = config.integer("eval_tasks");
-  std::optional<Evaluation> evaluation;
-  {
-    ProgressDisplay display("evaluating", 0, tasks, config.flag("quiet"));
-    evaluation = evaluate_adaptation(experiment, tasks, config.integers("eval_steps"), batch, [&](int64_t done) {
-      display.update(done);
-      return !interrupted();
-    });
-  }
-  if (!evaluation) return false;
-  const auto table = to_markdown(*evaluation);
-  fmt::print("\n{}\n", table);
+/// Prints the report of what was learned up to `iteration` and, if there is a folder, writes it there. False if
+/// interrupted.
+bool write_report(Experiment& experiment, const fs::path& metrics, int64_t iteration,
+                  const std::optional<fs::path>& folder) {
+  auto lines = fs::exists(metrics) ? read_metrics(metrics) : std::vector<nlohmann::json>();
+  std::erase_if(lines, [&](const auto& line) { return line["iteration"] > iteration; });
+  const auto report = experiment.report(lines);
+  if (!report) return false;
+  fmt::print("\n{}\n", report->markdown);
   std::fflush(stdout);
   if (!folder) return true;
-  write_file(*folder / "evaluation.md", table);
-  write_file(*folder / "evaluation.json", to_json(*evaluation).dump(2) + "\n");
-  if (const auto curves = adapted_curves(experiment, steps_to_draw(*evaluation)); !curves.is_null()) {
-    write_file(*folder / "adaptation.json", curves.dump() + "\n");
-  }
+  write_file(*folder / "report.md", report->markdown);
+  write_file(*folder / "report.json", report->numbers.dump(2) + "\n");
+  write_figures(*folder / "figures.json", report->figures);
   return true;
 }
 
 // train
 
 struct TrainFlags {
-  std::string config_file;
+  std::string preset, config_file;
   bool resume = false, overwrite = false;
   SettingFlags settings;
 };
-
-constexpr const char* kRunFiles[] = {"config.toml",     "metrics.jsonl", "evaluation.md",  "evaluation.json",
-                                     "adaptation.json", "training.png",  "adaptation.png", "checkpoint.pt"};
 
 bool holds_run(const fs::path& folder) {
   return fs::exists(folder / "checkpoint.pt") || fs::exists(folder / "metrics.jsonl");
@@ -189,10 +170,18 @@ Run open_run(const ExperimentEntry& entry, const TrainFlags& flags) {
   const auto& schema = entry.schema;
   auto given = flags.settings.values();
   if (!flags.config_file.empty()) given = merge(read_config(schema, flags.config_file), given);
+  if (!flags.preset.empty()) {
+    const auto& preset = find_preset(entry.name, flags.preset);
+    given = merge(parse_config(schema, preset.toml, "the preset " + preset.name), given);
+  }
   TORCH_CHECK(!flags.resume || !flags.overwrite, "give --resume or --overwrite, not both");
 
-  const auto out = given.find("out");
-  const fs::path folder = out == given.end() ? Config(schema, given).text("out") : std::get<std::string>(out->second);
+  const Config asked(schema, given);
+  fs::path folder = asked.text("out");
+  if (folder.empty()) {
+    folder = fs::path("runs") / (entry.name + "-" + (flags.preset.empty() ? asked.text("dataset") : flags.preset));
+  }
+  given["out"] = folder.string();
   if (!flags.resume) {
     Config config(schema, given);
     auto lock = std::make_unique<FolderLock>(folder);
@@ -211,7 +200,6 @@ Run open_run(const ExperimentEntry& entry, const TrainFlags& flags) {
               entry.name);
   const auto saved = parse_config(schema, state.configuration, file.string());
   check_same_results(schema, Config(schema, saved).values(), given, file.string());
-  given["out"] = folder.string();
   Config config(schema, merge(saved, given));
   TORCH_CHECK(config.integer("iterations") >= state.iteration, file.string(), " is already at iteration ",
               state.iteration, ", beyond the ", config.integer("iterations"), " that are asked for");
@@ -223,24 +211,36 @@ int run_train(const ExperimentEntry& entry, const TrainFlags& flags) {
   const auto run = open_run(entry, flags);
   const auto& config = run.config;
   const auto experiment = entry.make(config);
-  const auto threads = make_threads(config);
   if (!run.checkpoint) {
     for (const auto* name : kRunFiles) fs::remove(run.folder / name);
   }
   if (!config.flag("quiet")) {
-    fmt::print(stderr, "{} on {}: {} iterations of {} tasks, {}, in {}\n", entry.name, config.text("dataset"),
-               config.integer("iterations"), config.integer("tasks"),
+    fmt::print(stderr, "{} on {}: {} iterations, {}, in {}\n", entry.name, config.text("dataset"),
+               config.integer("iterations"),
                run.checkpoint ? fmt::format("from iteration {}", run.checkpoint->state.iteration) : "from the start",
                run.folder.string());
   }
   write_file(run.folder / "config.toml", fmt::format("# gimli train {}\n{}", entry.name, config.toml()));
-  const bool finished = train(*experiment, entry, config, threads, run.folder, run.checkpoint) &&
-                        evaluate_and_write(*experiment, config, threads, run.folder);
+  const bool finished =
+      train(*experiment, entry, config, run.folder, run.checkpoint) &&
+      write_report(*experiment, run.folder / "metrics.jsonl", config.integer("iterations"), run.folder);
   if (!finished) {
     fmt::print(stderr, "gimli: interrupted, and saved; continue with: {}\n", how_to_continue(entry, run.folder));
     return kInterrupted;
   }
   draw(run.folder);
+  return kDone;
+}
+
+// list
+
+int run_list() {
+  for (const auto& entry : experiments()) {
+    fmt::print("gimli train {}\n    {}\n", entry.name, entry.summary);
+    for (const auto& preset : presets()) {
+      if (preset.experiment == entry.name) fmt::print("    --preset {:<28} {}\n", preset.name, preset.summary);
+    }
+  }
   return kDone;
 }
 
@@ -260,7 +260,7 @@ int run_eval(const EvalFlags& flags) {
   const auto saved = parse_config(entry.schema, checkpoint.state.configuration, file.string());
   const Config config(entry.schema, merge(saved, flags.settings.values()));
   const auto experiment = entry.make(config);
-  restore(checkpoint, experiment->meta_parameters());
+  restore(checkpoint, experiment->state());
   std::optional<fs::path> folder;
   std::unique_ptr<FolderLock> lock;
   if (!flags.out.empty()) {
@@ -271,7 +271,8 @@ int run_eval(const EvalFlags& flags) {
   }
   fmt::print("{}: {} on {}, after {} iterations\n", file.string(), entry.name, config.text("dataset"),
              checkpoint.state.iteration);
-  if (!evaluate_and_write(*experiment, config, make_threads(config), folder)) return kInterrupted;
+  const auto metrics = fs::absolute(file).parent_path() / "metrics.jsonl";
+  if (!write_report(*experiment, metrics, checkpoint.state.iteration, folder)) return kInterrupted;
   if (folder) draw(*folder);
   return kDone;
 }
@@ -358,15 +359,20 @@ int dispatch(int argc, char** argv) {
         ->add_option("--config", flags->config_file,
                      "TOML file with any of the settings below, as inner_lr for --inner-lr; flags win")
         ->type_name("FILE");
+    command->add_option("--preset", flags->preset, "Settings by name, see gimli list; --config and flags win")
+        ->type_name("NAME");
     command->add_flag("--resume", flags->resume,
                       "Continue the run in --out from its checkpoint, with the settings it was started with");
     command->add_flag("--overwrite", flags->overwrite, "Replace the run in --out");
     for (const auto& setting : entry.schema.settings) flags->settings.add(*command, entry.schema, setting);
     command->footer(
-        "Written to --out: config.toml, metrics.jsonl, checkpoint.pt, evaluation.md, evaluation.json,\n"
-        "adaptation.json, training.png, adaptation.png. Ctrl-C saves a checkpoint and stops; twice, it stops at once.");
+        "Written to --out: config.toml, metrics.jsonl, checkpoint.pt, report.md, report.json, figures.json, and\n"
+        "pictures. Ctrl-C saves a checkpoint and stops; twice, it stops at once.");
     command->callback([&action, &entry, flags] { action = [&entry, flags] { return run_train(entry, *flags); }; });
   }
+
+  auto* list_command = app.add_subcommand("list", "What can be trained, and the presets of each");
+  list_command->callback([&] { action = run_list; });
 
   EvalFlags eval_flags;
   auto* eval_command = app.add_subcommand("eval", "Evaluate a checkpoint on held-out tasks");
@@ -411,7 +417,8 @@ int dispatch(int argc, char** argv) {
   });
 
   const std::vector<CLI::App*> commands = [&] {
-    std::vector<CLI::App*> list{&app, train_command, eval_command, plot_command, data_command, check_command};
+    std::vector<CLI::App*> list{&app,         train_command, list_command, eval_command,
+                                plot_command, data_command,  check_command};
     for (auto* command : train_command->get_subcommands([](const CLI::App*) { return true; })) list.push_back(command);
     return list;
   }();

@@ -25,8 +25,8 @@ size_t type_of(const Setting& setting) {
 }
 
 const char* describe_type(size_t type) {
-  constexpr const char* kNames[] = {"nothing",  "true or false", "a whole number",
-                                    "a number", "a text",        "a list of whole numbers"};
+  constexpr const char* kNames[] = {"nothing", "true or false",           "a whole number", "a number",
+                                    "a text",  "a list of whole numbers", "a list of texts"};
   return kNames[type];
 }
 
@@ -38,6 +38,13 @@ std::optional<T> parse_number(std::string_view text) {
   return value;
 }
 
+void check_choice(const Setting& setting, const std::string& text) {
+  const auto& choices = setting.choices;
+  TORCH_CHECK(choices.empty() || std::find(choices.begin(), choices.end(), text) != choices.end(), setting.key,
+              " must be one of ", fmt::format("{}", fmt::join(choices, ", ")), ", got '", text, "'",
+              suggestion(text, choices));
+}
+
 void check_range(const Setting& setting, const Value& value) {
   const auto check = [&](auto number) {
     if constexpr (std::is_floating_point_v<decltype(number)>) {
@@ -46,8 +53,7 @@ void check_range(const Setting& setting, const Value& value) {
     const auto value = static_cast<double>(number);
     TORCH_CHECK(std::isinf(setting.maximum) || (value >= setting.minimum && value <= setting.maximum), setting.key,
                 " must be ", setting.minimum, " to ", setting.maximum, ", got ", number);
-    TORCH_CHECK(value >= setting.minimum, setting.key, " must be at least ", setting.minimum,
-                ", got ", number);
+    TORCH_CHECK(value >= setting.minimum, setting.key, " must be at least ", setting.minimum, ", got ", number);
   };
   if (const auto* integer = std::get_if<int64_t>(&value)) {
     check(*integer);
@@ -55,10 +61,10 @@ void check_range(const Setting& setting, const Value& value) {
     check(*number);
   } else if (const auto* list = std::get_if<std::vector<int64_t>>(&value)) {
     std::for_each(list->begin(), list->end(), check);
-  } else if (const auto* text = std::get_if<std::string>(&value); text && !setting.choices.empty()) {
-    TORCH_CHECK(std::find(setting.choices.begin(), setting.choices.end(), *text) != setting.choices.end(), setting.key,
-                " must be one of ", fmt::format("{}", fmt::join(setting.choices, ", ")), ", got '", *text, "'",
-                suggestion(*text, setting.choices));
+  } else if (const auto* text = std::get_if<std::string>(&value)) {
+    check_choice(setting, *text);
+  } else if (const auto* texts = std::get_if<std::vector<std::string>>(&value)) {
+    for (const auto& item : *texts) check_choice(setting, item);
   }
 }
 
@@ -76,7 +82,24 @@ std::optional<Value> convert(const toml::node& node, size_t type) {
     }
     return list;
   }
+  if (type == 6 && node.is_array()) {
+    std::vector<std::string> list;
+    for (const auto& item : *node.as_array()) {
+      if (!item.is_string()) return std::nullopt;
+      list.push_back(item.as_string()->get());
+    }
+    return list;
+  }
   return std::nullopt;
+}
+
+/// The parts of a text between commas.
+std::vector<std::string> split(const std::string& text) {
+  std::vector<std::string> parts;
+  for (size_t begin = 0; begin <= text.size(); begin += parts.back().size() + 1) {
+    parts.push_back(text.substr(begin, text.find(',', begin) - begin));
+  }
+  return parts;
 }
 
 size_t edit_distance(std::string_view a, std::string_view b) {
@@ -110,7 +133,7 @@ Config::Config(const Schema& schema, const Values& values) {
   const auto place = std::find(schema.datasets.begin(), schema.datasets.end(), name) - schema.datasets.begin();
 
   for (const auto& setting : schema.settings) {
-    const auto& fallback = &setting == &dataset_setting ? dataset : setting.defaults[place];
+    const auto& fallback = &setting == &dataset_setting ? dataset : setting.default_for(place);
     const auto found = values.find(setting.key);
     TORCH_CHECK(found == values.end() || fallback.index(), setting.key, " has no meaning with the dataset ", name);
     if (!fallback.index()) continue;
@@ -134,6 +157,9 @@ double Config::number(const std::string& key) const { return std::get<double>(ge
 const std::string& Config::text(const std::string& key) const { return std::get<std::string>(get(key)); }
 const std::vector<int64_t>& Config::integers(const std::string& key) const {
   return std::get<std::vector<int64_t>>(get(key));
+}
+const std::vector<std::string>& Config::texts(const std::string& key) const {
+  return std::get<std::vector<std::string>>(get(key));
 }
 
 std::string Config::toml() const {
@@ -185,13 +211,12 @@ Value parse_value(const Setting& setting, const std::string& text) {
     if (!value) wrong(text);
     return *value;
   }
+  if (type == 6) return split(text);
   std::vector<int64_t> list;
-  for (size_t begin = 0; begin <= text.size();) {
-    const auto end = std::min(text.find(',', begin), text.size());
-    const auto value = parse_number<int64_t>(std::string_view(text).substr(begin, end - begin));
+  for (const auto& part : split(text)) {
+    const auto value = parse_number<int64_t>(part);
     if (!value) wrong(text);
     list.push_back(*value);
-    begin = end + 1;
   }
   return list;
 }
@@ -220,6 +245,11 @@ std::string to_string(const Value& value) {
     }
     std::string operator()(const std::vector<int64_t>& value) const {
       return fmt::format("[{}]", fmt::join(value, ", "));
+    }
+    std::string operator()(const std::vector<std::string>& value) const {
+      std::vector<std::string> items;
+      for (const auto& item : value) items.push_back((*this)(item));
+      return fmt::format("[{}]", fmt::join(items, ", "));
     }
   };
   return std::visit(Writer{}, value);

@@ -12,7 +12,8 @@
 namespace gimli::app {
 
 /// The value of a setting; empty where a setting has no meaning.
-using Value = std::variant<std::monostate, bool, int64_t, double, std::string, std::vector<int64_t>>;
+using Value =
+    std::variant<std::monostate, bool, int64_t, double, std::string, std::vector<int64_t>, std::vector<std::string>>;
 
 /// Values by key, as one source gave them: a file, the command line.
 using Values = std::map<std::string, Value>;
@@ -22,11 +23,15 @@ struct Setting {
   std::string key;
   std::string group;  ///< its heading in --help
   std::string help;
-  std::vector<Value> defaults;  ///< one for each of the schema's data sets; empty where it has no meaning
-  bool shapes_results = true;   ///< whether the numbers of a run depend on it
+  /// One for each of the schema's data sets, empty where it has no meaning; or one for all of them.
+  std::vector<Value> defaults;
+  bool shapes_results = true;                                 ///< whether the numbers of a run depend on it
   double minimum = -std::numeric_limits<double>::infinity();  ///< of a number, or of each one in a list
-  std::vector<std::string> choices = {};
-  double maximum = std::numeric_limits<double>::infinity();  ///< likewise
+  std::vector<std::string> choices = {};                      ///< of a text, or of each one in a list
+  double maximum = std::numeric_limits<double>::infinity();   ///< likewise
+
+  /// The default for the schema's data set number `dataset`.
+  const Value& default_for(size_t dataset) const { return defaults[defaults.size() == 1 ? 0 : dataset]; }
 };
 
 /// The settings of an experiment, with the defaults for each data set: the one table that says what can be set. Its
@@ -51,6 +56,7 @@ class Config final {
   double number(const std::string& key) const;
   const std::string& text(const std::string& key) const;
   const std::vector<int64_t>& integers(const std::string& key) const;
+  const std::vector<std::string>& texts(const std::string& key) const;
 
   /// As TOML, in the order of the schema.
   std::string toml() const;

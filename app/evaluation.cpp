@@ -7,6 +7,8 @@
 #include <limits>
 #include <numeric>
 
+#include "app/interrupt.h"
+#include "app/progress.h"
 #include "gimli/data/sinusoid.h"
 
 namespace gimli::app {
@@ -92,19 +94,19 @@ Estimate estimate(const std::vector<double>& sample) {
   return {mean, 1.96 * std::sqrt(squares / (n - 1)) / std::sqrt(n)};
 }
 
-std::optional<Evaluation> evaluate_adaptation(const Experiment& experiment, int64_t tasks, std::vector<int64_t> steps,
-                                              const TaskBatch& batch, const OnTasks& on_tasks) {
+std::optional<Evaluation> evaluate_adaptation(const Bilevel& problem, const Dataset& dataset, int64_t tasks,
+                                              std::vector<int64_t> steps, const TaskBatch& batch,
+                                              const OnTasks& on_tasks) {
   steps.push_back(0);
   std::sort(steps.begin(), steps.end());
   steps.erase(std::unique(steps.begin(), steps.end()), steps.end());
 
-  const auto& dataset = experiment.dataset();
   std::vector<std::vector<Score>> scores(tasks);
   for (int64_t begin = 0; begin < tasks; begin += kChunk) {
     const auto count = std::min(kChunk, tasks - begin);
     batch.run(count, [&](int64_t i) {
       const auto task = task_on(*dataset.held_out, begin + i, dataset.device);
-      scores[begin + i] = adapt(experiment.problem(), task, steps, dataset.classifies);
+      scores[begin + i] = adapt(problem, task, steps, dataset.classifies);
     });
     if (on_tasks && !on_tasks(begin + count)) return std::nullopt;
   }
@@ -156,9 +158,9 @@ nlohmann::ordered_json to_json(const Evaluation& evaluation) {
   return {{"tasks", evaluation.tasks}, {"interval", "1.96 s / sqrt(n)"}, {"steps", std::move(steps)}};
 }
 
-nlohmann::ordered_json adapted_curves(const Experiment& experiment, const std::vector<int64_t>& steps) {
+nlohmann::ordered_json adapted_curves(const Bilevel& problem, const Dataset& dataset,
+                                      const std::vector<int64_t>& steps) {
   constexpr int64_t kCurves = 4, kPoints = 201;
-  const auto& dataset = experiment.dataset();
   const auto* sinusoid = dynamic_cast<const data::Sinusoid*>(dataset.held_out.get());
   if (!sinusoid) return nullptr;
   const auto range = sinusoid->options().x();
@@ -169,11 +171,11 @@ nlohmann::ordered_json adapted_curves(const Experiment& experiment, const std::v
     const auto task = task_on(*sinusoid, index, dataset.device);
     const auto reference = TaskRef::to(task);
     const auto curve = sinusoid->curve(index);
-    auto loop = experiment.problem().start(Graph::none);
+    auto loop = problem.start(Graph::none);
     auto predictions = nlohmann::ordered_json::array();
     at::NoGradGuard no_grad;
     for (const auto step : steps) {
-      const bool finite = advance(experiment.problem(), loop, reference, step);
+      const bool finite = advance(problem, loop, reference, step);
       const auto y = finite ? loop.run([&] { return dataset.forward(x.to(dataset.device)); }) : at::full_like(x, kNaN);
       predictions.push_back({{"step", step}, {"y", to_vector(y)}});
     }
@@ -187,6 +189,21 @@ nlohmann::ordered_json adapted_curves(const Experiment& experiment, const std::v
                       {"predictions", std::move(predictions)}});
   }
   return curves;
+}
+
+std::optional<Report> report_adaptation(const Bilevel& problem, const Dataset& dataset, const Config& config,
+                                        const TaskBatch& batch) {
+  const auto tasks = config.integer("eval_tasks");
+  std::optional<Evaluation> evaluation;
+  {
+    ProgressDisplay display("evaluating", 0, tasks, config.flag("quiet"));
+    evaluation = evaluate_adaptation(problem, dataset, tasks, config.integers("eval_steps"), batch, [&](int64_t done) {
+      display.update(done);
+      return !interrupted();
+    });
+  }
+  if (!evaluation) return std::nullopt;
+  return Report{to_markdown(*evaluation), to_json(*evaluation), {}};
 }
 
 }  // namespace gimli::app

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "app/dataset.h"
 #include "app/experiment.h"
 
 namespace gimli::app {
@@ -36,8 +37,9 @@ using OnTasks = std::function<bool(int64_t done)>;
 
 /// Adapts to the held-out tasks 0 to `tasks` - 1 and takes the query loss before and after each of these numbers of
 /// steps. A task whose loss is not finite has NaN from there on. No graph is kept. Nothing if `on_tasks` stops it.
-std::optional<Evaluation> evaluate_adaptation(const Experiment& experiment, int64_t tasks, std::vector<int64_t> steps,
-                                              const TaskBatch& batch, const OnTasks& on_tasks = {});
+std::optional<Evaluation> evaluate_adaptation(const Bilevel& problem, const Dataset& dataset, int64_t tasks,
+                                              std::vector<int64_t> steps, const TaskBatch& batch,
+                                              const OnTasks& on_tasks = {});
 
 /// As a table of Markdown, aligned.
 std::string to_markdown(const Evaluation& evaluation);
@@ -45,6 +47,11 @@ nlohmann::ordered_json to_json(const Evaluation& evaluation);
 
 /// A few held-out sine waves to look at: the curve, the support points, and what the network says after each of
 /// `steps`, ascending. Null for other data sets.
-nlohmann::ordered_json adapted_curves(const Experiment& experiment, const std::vector<int64_t>& steps);
+nlohmann::ordered_json adapted_curves(const Bilevel& problem, const Dataset& dataset,
+                                      const std::vector<int64_t>& steps);
+
+/// Evaluates as the settings eval_tasks, eval_steps and quiet say. Nothing if it was `interrupted()`.
+std::optional<Report> report_adaptation(const Bilevel& problem, const Dataset& dataset, const Config& config,
+                                        const TaskBatch& batch);
 
 }  // namespace gimli::app

@@ -1,5 +1,7 @@
 #include "app/experiment.h"
 
+#include <thread>
+
 #include "app/experiments/maml.h"
 
 namespace gimli::app {
@@ -14,6 +16,29 @@ const ExperimentEntry& find_experiment(const std::string& name) {
     if (entry.name == name) return entry;
   }
   TORCH_CHECK(false, "this gimli has no experiment '", name, "'");
+}
+
+std::vector<Setting> run_settings(int64_t checkpoint_every) {
+  return {
+      {"seed", "Run", "Of the initial weights and of all that is drawn in training", {int64_t{0}}, true, 0},
+      {"threads",
+       "Run",
+       "Threads over tasks, which do not change the numbers; 0: one a core",
+       {int64_t{0}},
+       false,
+       0,
+       {},
+       1024},
+      {"device", "Run", "cpu, cuda or cuda:N", {std::string("cpu")}},
+      {"checkpoint_every", "Run", "Iterations between two checkpoints", {checkpoint_every}, false, 1},
+      {"out", "Run", "Folder of the run's files; by default one in runs", {std::string()}, false},
+      {"quiet", "Run", "No progress, only results", {false}, false},
+  };
+}
+
+Threads make_threads(const Config& config) {
+  const auto count = config.integer("threads");
+  return Threads(count > 0 ? count : std::max<int64_t>(1, std::thread::hardware_concurrency()));
 }
 
 }  // namespace gimli::app

@@ -2,36 +2,58 @@
 
 #include <functional>
 #include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "app/checkpoint.h"
 #include "app/config.h"
-#include "app/dataset.h"
-#include "gimli/hypergradient.h"
+#include "app/figure.h"
+#include "gimli/task_batch.h"
 
 namespace gimli::app {
 
-/// A method to meta-learn with. The trainer owns the loop around it.
+/// What an iteration measured.
+struct Iteration {
+  /// A line of metrics.jsonl by name, besides iteration and seconds. Of these, progress shows outer_loss, accuracy (of
+  /// [0, 1]) and tasks_per_second.
+  nlohmann::ordered_json metrics;
+  /// A line to print, if there is something to say.
+  std::string note = {};
+};
+
+/// What a training led to.
+struct Report {
+  std::string markdown;            ///< printed, and report.md
+  nlohmann::ordered_json numbers;  ///< report.json
+  std::vector<Figure> figures;     ///< figures.json, drawn as <name>.png
+};
+
+/// A training that can be stopped between any two iterations. The trainer owns the loop around it, its record, its
+/// checkpoints and its progress.
 class Experiment {
  public:
   virtual ~Experiment() = default;
 
-  virtual const Dataset& dataset() const = 0;
+  /// All that `iterate` changes: a checkpoint holds it, and a resumed run gets it back.
+  virtual TrainingState state() = 0;
 
-  /// What is learned and saved, with the names under which it is saved.
-  virtual NamedTensors meta_parameters() const = 0;
+  /// Makes one iteration, counted from 0. What it computes is a function of `state` and of `iteration`, not of how
+  /// often the run was stopped. Nothing if it was `interrupted()`: it is then made again from the last checkpoint.
+  virtual std::optional<Iteration> iterate(int64_t iteration) = 0;
 
-  /// The adaptation to one data::Task; the auxiliary of its outer value is the accuracy, or undefined.
-  virtual const Bilevel& problem() const = 0;
+  /// Whether the iteration takes much longer than others: a checkpoint is written before it.
+  virtual bool is_long(int64_t /*iteration*/) const { return false; }
 
-  /// The mean outer loss of `tasks` and its gradient in the meta-parameters.
-  virtual Result differentiate(const std::vector<data::Task>& tasks, const TaskBatch& batch) const = 0;
+  /// Measures what was learned. `metrics` are the lines of metrics.jsonl. Nothing if it was `interrupted()`.
+  virtual std::optional<Report> report(const std::vector<nlohmann::json>& metrics) = 0;
 };
 
-/// An experiment by the name that `gimli train` knows it by.
+/// An experiment by the name that `gimli train` knows it by. Its schema has `iterations` and those of `run_settings`.
 struct ExperimentEntry {
   std::string name;
-  std::string summary;
+  std::string summary;  ///< one line
   Schema schema;
   std::function<std::unique_ptr<Experiment>(const Config&)> make;
 };
@@ -40,5 +62,11 @@ const std::vector<ExperimentEntry>& experiments();
 
 /// Throws if there is none of that name.
 const ExperimentEntry& find_experiment(const std::string& name);
+
+/// The settings of every run, to put at the end of a schema: seed, threads, device, checkpoint_every, out and quiet.
+std::vector<Setting> run_settings(int64_t checkpoint_every);
+
+/// Those that the setting `threads` asks for.
+Threads make_threads(const Config& config);
 
 }  // namespace gimli::app

@@ -1,21 +1,35 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
+#include <memory>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "expect.h"
+#include "gimli/gradcheck.h"
+#include "gimli/inner_loop.h"
 #include "gimli/nn/conv4.h"
 #include "gimli/nn/mlp.h"
+#include "gimli/nn/step_norm.h"
+#include "gimli/nn/vgg.h"
 
 using gimli::nn::Conv4;
 using gimli::nn::Conv4Options;
 using gimli::nn::Conv4Pooling;
 using gimli::nn::mlp;
+using gimli::nn::StepNorm2d;
+using gimli::nn::Vgg;
+using gimli::nn::VggOptions;
 
+using gimli::clones;
+using gimli::InnerLoop;
 using gimli::message_of;
+using gimli::TensorList;
 
 namespace {
 
@@ -23,6 +37,77 @@ int64_t parameter_count(const torch::nn::Module& module) {
   int64_t count = 0;
   for (const auto& parameter : module.parameters()) count += parameter.numel();
   return count;
+}
+
+/// A network and how to call it in an inner step.
+struct Network {
+  std::shared_ptr<torch::nn::Module> module;
+  std::function<at::Tensor(const at::Tensor& images, int64_t step)> forward;
+};
+
+template <class Holder>
+Network network(Holder model) {
+  return {model.ptr(), [model](const at::Tensor& images, int64_t step) mutable {
+            if constexpr (std::is_same_v<Holder, Vgg>) return model->forward(images, step);
+            return model->forward(images);
+          }};
+}
+
+/// Reads a network's parameters in their order.
+class Reader final {
+ public:
+  explicit Reader(TensorList parameters) : parameters_(std::move(parameters)) {}
+  at::Tensor next() { return parameters_.at(at_++); }
+  bool at_end() const { return at_ == parameters_.size(); }
+
+  at::Tensor conv(const at::Tensor& x, bool bias) {
+    const auto weight = next();
+    return at::conv2d(x, weight, bias ? next() : at::Tensor(), 1, weight.size(2) / 2);
+  }
+  /// Batch normalization in the words of its definition; from a table of rows, the `row`-th.
+  at::Tensor norm(const at::Tensor& x, int64_t row = 0) {
+    const auto of_channels = [&](at::Tensor t) { return (t.dim() == 2 ? t[row] : t).view({1, -1, 1, 1}); };
+    const auto weight = of_channels(next()), bias = of_channels(next());
+    const auto centred = x - x.mean({0, 2, 3}, true);
+    return centred / (centred.square().mean({0, 2, 3}, true) + 1e-5).sqrt() * weight + bias;
+  }
+  at::Tensor linear(const at::Tensor& x) {
+    const auto weight = next();
+    return x.matmul(weight.t()) + next();
+  }
+
+ private:
+  TensorList parameters_;
+  size_t at_ = 0;
+};
+
+/// Parameters away from their beginning, where normalizations are 1 and 0.
+void shake(torch::nn::Module& module) {
+  torch::NoGradGuard without_gradient;
+  module.to(torch::kDouble);
+  for (auto& parameter : module.parameters()) parameter += 0.1 * torch::randn_like(parameter);
+}
+
+/// An outer loss after two inner steps of gradient descent from `parameters`: its gradient has second derivatives of
+/// the network in it.
+at::Tensor loss_after_two_steps(const Network& net, const at::Tensor& images, const TensorList& parameters) {
+  torch::optim::SGD optimizer(net.module->parameters(), 0.1);
+  InnerLoop inner(net.module, optimizer);
+  auto state = inner.state();
+  state.parameters = parameters;
+  inner.set_state(state);
+  const auto targets = torch::arange(images.size(0));
+  const auto loss = [&](const at::Tensor& x, int64_t step) {
+    return at::cross_entropy_loss(net.forward(x, step), targets);
+  };
+  for (int64_t step = 0; step < 2; ++step) inner.step([&] { return loss(images, step); });
+  return inner.run([&] { return loss(images.flip(3), 1); });
+}
+
+TensorList leaves(const torch::nn::Module& module) {
+  auto list = clones(module.parameters());
+  for (auto& tensor : list) tensor.requires_grad_();
+  return list;
 }
 
 }  // namespace
@@ -129,6 +214,163 @@ TEST(Conv4, bad_input) {
               model->forward(torch::zeros({2, 3, 28, 28}));
             }),
             "Conv4: expected images [n, 1, 28, 28], got [2, 3, 28, 28]");
+}
+
+TEST(StepNorm2d, is_batch_normalization_with_the_row_of_the_step) {
+  torch::manual_seed(0);
+  const auto x = 3 * torch::randn({4, 3, 2, 5}) + 1;
+  for (const int64_t steps : {0, 1, 3}) {
+    StepNorm2d norm(3, steps);
+    EXPECT_EQ(norm->parameters().size(), 2u);
+    EXPECT_TRUE(norm->buffers().empty());
+    EXPECT_EQ(norm->weight.sizes(), steps == 0 ? std::vector<int64_t>{3} : (std::vector<int64_t>{steps, 3}));
+    EXPECT_TRUE(norm->weight.eq(1).all().item<bool>() && norm->bias.eq(0).all().item<bool>());
+    {
+      torch::NoGradGuard without_gradient;
+      norm->weight.normal_();
+      norm->bias.normal_();
+    }
+    for (const int64_t step : {0, 1, 2, 3, 100}) {
+      const int64_t row = std::min<int64_t>(step, std::max<int64_t>(steps, 1) - 1);
+      const auto weight = norm->weight.view({-1, 3})[row], bias = norm->bias.view({-1, 3})[row];
+      const auto expected = at::batch_norm(x, weight, bias, {}, {}, true, 0.1, 1e-5, false);
+      norm->train(step % 2 == 0);  // makes no difference
+      EXPECT_TRUE(torch::equal(norm->forward(x, step), expected)) << steps << " steps, in step " << step;
+      // The gradient arrives in that row alone.
+      const auto gradient = torch::autograd::grad({norm->forward(x, step).square().sum()}, {norm->weight})[0];
+      EXPECT_EQ(gradient.view({-1, 3}).ne(0).all(1).sum().item<int64_t>(), 1);
+      EXPECT_TRUE(gradient.view({-1, 3})[row].ne(0).all().item<bool>());
+    }
+  }
+}
+
+TEST(StepNorm2d, bad_input) {
+  EXPECT_EQ(message_of([] { StepNorm2d(0, 1); }), "StepNorm2d: expected at least 1 channel, got 0");
+  EXPECT_EQ(message_of([] { StepNorm2d(1, -1); }), "StepNorm2d: expected at least 0 steps, got -1");
+  StepNorm2d norm(2, 3);
+  EXPECT_EQ(message_of([&] {
+              norm->forward(torch::zeros({4, 3, 2, 2}), 0);
+            }),
+            "StepNorm2d: expected an input [n, 2, h, w], got [4, 3, 2, 2]");
+  EXPECT_EQ(message_of([&] {
+              norm->forward(torch::zeros({4, 2, 2, 2}), -1);
+            }),
+            "StepNorm2d: expected a step of at least 0, got -1");
+}
+
+TEST(Vgg, parameters) {
+  struct Case {
+    VggOptions options;
+    int64_t parameters;
+  };
+  const auto minimal = VggOptions(5).in_channels(3).image_size(84).hidden(48);
+  for (const auto& [options, parameters] : {
+           Case{VggOptions(5), 10 * 64 + 3 * (9 * 64 + 1) * 64 + 4 * 2 * 64 + 65 * 5},
+           Case{VggOptions(20).norm_steps(5), 10 * 64 + 3 * (9 * 64 + 1) * 64 + 4 * 5 * 2 * 64 + 65 * 20},
+           // MAML++'s for mini-ImageNet: 84 -> 42 -> 21 -> 10 -> 5
+           Case{minimal, 28 * 48 + 3 * (9 * 48 + 1) * 48 + 4 * 2 * 48 + (25 * 48 + 1) * 5},
+       }) {
+    Vgg model(options);
+    EXPECT_EQ(parameter_count(*model), parameters);
+    EXPECT_EQ(model->parameters().size(), 18u);
+    EXPECT_TRUE(model->buffers().empty());
+    const auto images = torch::randn({3, options.in_channels(), options.image_size(), options.image_size()});
+    EXPECT_EQ(model->forward(images, 0).sizes(), (std::vector<int64_t>{3, options.classes()}));
+    for (const auto& item : model->named_parameters()) {
+      const auto& value = item.value();
+      const bool is_norm = item.key().starts_with("norm"), is_bias = item.key().ends_with("bias");
+      const auto fans =
+          static_cast<double>(is_bias || is_norm ? 1 : (value[0].numel() + value.numel() / value.size(1)));
+      if (is_bias || is_norm) {
+        EXPECT_TRUE(value.eq(is_bias ? 0 : 1).all().item<bool>()) << item.key();
+      } else {
+        EXPECT_NEAR(value.abs().max().item<double>(), std::sqrt(6 / fans), 0.1 * std::sqrt(6 / fans)) << item.key();
+      }
+    }
+  }
+}
+
+TEST(Vgg, layers_and_steps) {
+  torch::manual_seed(1);
+  for (const int64_t steps : {0, 1, 3}) {
+    Vgg model(VggOptions(4).in_channels(2).image_size(19).hidden(3).norm_steps(steps));
+    shake(*model);
+    const auto images = torch::randn({5, 2, 19, 19}, torch::kDouble);
+    for (const int64_t step : {0, 1, 2, 3}) {
+      Reader p(model->parameters());
+      auto x = images;
+      for (int stage = 0; stage < 4; ++stage) {
+        x = p.norm(p.conv(x, true), std::min(step, std::max<int64_t>(steps - 1, 0)));
+        x = at::max_pool2d(at::where(x > 0, x, 0.01 * x), 2);
+      }
+      EXPECT_TRUE(torch::allclose(model->forward(images, step), p.linear(x.flatten(1)), 1e-9, 1e-9))
+          << steps << " steps, in step " << step;
+      EXPECT_TRUE(p.at_end());
+    }
+    const auto copy = std::dynamic_pointer_cast<gimli::nn::VggImpl>(model->clone());
+    EXPECT_TRUE(torch::equal(copy->forward(images, 2), model->forward(images, 2)));
+    if (steps == 3) {
+      EXPECT_FALSE(torch::allclose(model->forward(images, 1), model->forward(images, 2)));
+      EXPECT_EQ(message_of([&] { model->forward(images); }),
+                "Vgg: a network with 3 steps of normalization needs the step, as in forward(images, step)");
+    }
+  }
+}
+
+TEST(Vgg, one_step_of_normalization_trains_as_none) {
+  std::vector<at::Tensor> losses;
+  std::vector<TensorList> gradients;
+  for (const int64_t steps : {0, 1}) {
+    torch::manual_seed(2);
+    Vgg model(VggOptions(5).hidden(4).norm_steps(steps));
+    model->to(torch::kDouble);
+    const auto images = torch::randn({5, 1, 28, 28}, torch::kDouble);
+    const auto parameters = leaves(*model);
+    losses.push_back(loss_after_two_steps(network(model), images, parameters));
+    gradients.push_back(torch::autograd::grad({losses.back()}, parameters));
+  }
+  EXPECT_TRUE(torch::equal(losses[0], losses[1]));
+  for (size_t i = 0; i < gradients[0].size(); ++i) {  // whose summands autograd adds in another order
+    EXPECT_TRUE(torch::allclose(gradients[0][i].flatten(), gradients[1][i].flatten(), 1e-10, 1e-12)) << i;
+  }
+}
+
+TEST(Vgg, bad_input) {
+  const auto make = [](const VggOptions& options) { return message_of([&] { Vgg model(options); }); };
+  EXPECT_EQ(make(VggOptions(0)), "Vgg: expected at least 1 class, got 0");
+  EXPECT_EQ(make(VggOptions(5).in_channels(0)), "Vgg: expected at least 1 input channel, got 0");
+  EXPECT_EQ(make(VggOptions(5).hidden(0)), "Vgg: expected at least 1 hidden channel, got 0");
+  EXPECT_EQ(make(VggOptions(5).norm_steps(-1)), "Vgg: expected at least 0 steps of normalization, got -1");
+  EXPECT_EQ(make(VggOptions(5).image_size(15)), "Vgg: four 2x2 max-pools need an image size of at least 16, got 15");
+  Vgg model(5);
+  EXPECT_EQ(message_of([&] {
+              model->forward(torch::zeros({2, 3, 28, 28}));
+            }),
+            "Vgg: expected images [n, 1, 28, 28], got [2, 3, 28, 28]");
+  EXPECT_EQ(message_of([&] {
+              model->forward(torch::zeros({2, 1, 28, 28}), -1);
+            }),
+            "Vgg: expected a step of at least 0, got -1");
+}
+
+TEST(Backbones, gradients_through_inner_steps_agree_with_central_differences) {
+  struct Case {
+    std::string name;
+    Network net;
+    std::vector<int64_t> images;
+  };
+  torch::manual_seed(5);
+  for (const auto& [name, net, sizes] : {
+           Case{"vgg", network(Vgg(VggOptions(3).image_size(16).hidden(2))), {3, 1, 16, 16}},
+           Case{"vgg with steps", network(Vgg(VggOptions(3).image_size(16).hidden(2).norm_steps(2))), {3, 1, 16, 16}},
+       }) {
+    shake(*net.module);
+    const auto images = torch::randn(sizes, torch::kDouble);
+    const auto report = gimli::gradcheck(
+        [&, net = net](const TensorList& parameters) { return loss_after_two_steps(net, images, parameters); },
+        leaves(*net.module), gimli::GradcheckOptions().step(1e-6).absolute(1e-7).relative(1e-5));
+    EXPECT_TRUE(report.passed) << name << ": " << report.message;
+  }
 }
 
 TEST(Mlp, layers) {

@@ -14,19 +14,28 @@
 #include "gimli/gradcheck.h"
 #include "gimli/inner_loop.h"
 #include "gimli/nn/conv4.h"
+#include "gimli/nn/densenet.h"
 #include "gimli/nn/mlp.h"
+#include "gimli/nn/resnet.h"
 #include "gimli/nn/step_norm.h"
 #include "gimli/nn/vgg.h"
 
 using gimli::nn::Conv4;
 using gimli::nn::Conv4Options;
 using gimli::nn::Conv4Pooling;
+using gimli::nn::DenseNet;
+using gimli::nn::densenet_8;
+using gimli::nn::densenet_bc_100_12;
+using gimli::nn::DenseNetOptions;
 using gimli::nn::mlp;
+using gimli::nn::ResNet;
+using gimli::nn::ResNetOptions;
 using gimli::nn::StepNorm2d;
 using gimli::nn::Vgg;
 using gimli::nn::VggOptions;
 
 using gimli::clones;
+using gimli::expect_equal;
 using gimli::InnerLoop;
 using gimli::message_of;
 using gimli::TensorList;
@@ -335,6 +344,27 @@ TEST(Vgg, one_step_of_normalization_trains_as_none) {
   }
 }
 
+TEST(Vgg, outer_gradient_reaches_the_normalizations_of_the_steps_taken) {
+  torch::manual_seed(4);
+  Vgg model(VggOptions(5).hidden(4).norm_steps(4));
+  TensorList adapted;
+  for (const auto& item : model->named_parameters()) {
+    if (!item.key().starts_with("norm")) adapted.push_back(item.value());
+  }
+  torch::optim::SGD optimizer(adapted, 0.1);
+  InnerLoop inner(model, optimizer);
+  const auto images = torch::randn({5, 1, 28, 28});
+  const auto loss = [&](int64_t step) {
+    return at::cross_entropy_loss(model->forward(images, step), torch::arange(5));
+  };
+  for (const int64_t step : {0, 1}) inner.step([&] { return loss(step); });
+  inner.run([&] { return loss(2); }).backward();
+  for (const auto& norm : model->norms) {
+    const auto reached = norm->weight.grad().ne(0).any(1);
+    EXPECT_TRUE(torch::equal(reached, torch::tensor({true, true, true, false}))) << norm->weight.grad();
+  }
+}
+
 TEST(Vgg, bad_input) {
   const auto make = [](const VggOptions& options) { return message_of([&] { Vgg model(options); }); };
   EXPECT_EQ(make(VggOptions(0)), "Vgg: expected at least 1 class, got 0");
@@ -353,6 +383,64 @@ TEST(Vgg, bad_input) {
             "Vgg: expected a step of at least 0, got -1");
 }
 
+TEST(Backbones, parameters_and_shapes) {
+  struct Case {
+    std::string name;
+    Network net;
+    int64_t channels, size, classes, parameters;
+    size_t tensors;
+  };
+  // Convolutions of 3x3, a normalization each, and the shortcut's of 1x1.
+  const auto residual = [](int64_t layers, int64_t from, int64_t to) {
+    return 9 * from * to + (layers - 1) * 9 * to * to + layers * 2 * to + from * to + 2 * to;
+  };
+  const auto resnet = [&](int64_t layers, int64_t channels) {
+    return residual(layers, channels, 64) + residual(layers, 64, 128) + residual(layers, 128, 256) +
+           residual(layers, 256, 512) + 513 * 5;
+  };
+  const auto dense = [](int64_t from, int64_t growth) {
+    return 2 * from + from * 4 * growth + 2 * 4 * growth + 9 * 4 * growth * growth;
+  };
+  const auto transition = [](int64_t from, int64_t to) { return 2 * from + from * to; };
+  // channels -> +64 -> half, three times; -> +64
+  const auto densenet = [&](std::vector<int64_t> blocks) {
+    int64_t count = 0;
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      count += dense(blocks[i], 32) + dense(blocks[i] + 32, 32);
+      if (i > 0) count += transition(blocks[i - 1] + 64, blocks[i]);
+    }
+    return count + 2 * (blocks.back() + 64) + (blocks.back() + 64 + 1) * 5;
+  };
+  for (const auto& [name, net, channels, size, classes, parameters, tensors] : {
+           Case{"resnet-4", network(ResNet(5, 1)), 1, 28, 5, resnet(1, 1), 4 * 6 + 2},
+           Case{"resnet-8", network(ResNet(5, 2)), 1, 28, 5, resnet(2, 1), 4 * 9 + 2},
+           Case{"resnet-12", network(ResNet(5, 3)), 1, 28, 5, resnet(3, 1), 4 * 12 + 2},
+           Case{"resnet-4", network(ResNet(ResNetOptions(5, 1).in_channels(3))), 3, 84, 5, resnet(1, 3), 4 * 6 + 2},
+           Case{"resnet-12", network(ResNet(ResNetOptions(5, 3).in_channels(3))), 3, 84, 5, resnet(3, 3), 4 * 12 + 2},
+           Case{"densenet-8", network(DenseNet(densenet_8(5))), 1, 28, 5, densenet({1, 32, 48, 56}), 8 * 6 + 3 * 3 + 4},
+           Case{"densenet-8", network(DenseNet(densenet_8(5, 3))), 3, 84, 5, densenet({3, 33, 48, 56}),
+                8 * 6 + 3 * 3 + 4},
+           Case{"densenet-bc-100-12", network(DenseNet(densenet_bc_100_12())), 3, 32, 10, 769162, 299},
+       }) {
+    EXPECT_EQ(parameter_count(*net.module), parameters) << name;
+    EXPECT_EQ(net.module->parameters().size(), tensors) << name;
+    torch::NoGradGuard without_gradient;
+    EXPECT_EQ(net.forward(torch::randn({2, channels, size, size}), 0).sizes(), (std::vector<int64_t>{2, classes}))
+        << name;
+    for (const auto& item : net.module->named_parameters()) {
+      const auto& value = item.value();
+      const auto where = name + ", " + item.key();
+      if (value.dim() == 4) {
+        const auto expected = std::sqrt(2. / static_cast<double>(value.numel() / value.size(1)));
+        const auto tolerance = 5 / std::sqrt(2. * static_cast<double>(value.numel()));
+        EXPECT_NEAR(value.square().mean().sqrt().item<double>() / expected, 1, tolerance) << where;
+      } else if (value.dim() == 1) {
+        EXPECT_TRUE(value.eq(item.key().ends_with("bias") ? 0 : 1).all().item<bool>()) << where;
+      }
+    }
+  }
+}
+
 TEST(Backbones, gradients_through_inner_steps_agree_with_central_differences) {
   struct Case {
     std::string name;
@@ -360,17 +448,181 @@ TEST(Backbones, gradients_through_inner_steps_agree_with_central_differences) {
     std::vector<int64_t> images;
   };
   torch::manual_seed(5);
+  const auto dense = DenseNetOptions(3).growth(2).bottleneck(2);
   for (const auto& [name, net, sizes] : {
-           Case{"vgg", network(Vgg(VggOptions(3).image_size(16).hidden(2))), {3, 1, 16, 16}},
-           Case{"vgg with steps", network(Vgg(VggOptions(3).image_size(16).hidden(2).norm_steps(2))), {3, 1, 16, 16}},
+           Case{"vgg", network(Vgg(VggOptions(3).image_size(16).hidden(2).norm_steps(2))), {3, 1, 16, 16}},
+           Case{"resnet-4", network(ResNet(ResNetOptions(3, 1).widths({2, 2, 3, 2}))), {3, 1, 16, 16}},
+           Case{"resnet-12", network(ResNet(ResNetOptions(3, 3).in_channels(2).widths({2, 2}))), {3, 2, 6, 6}},
+           Case{"densenet-8", network(DenseNet(densenet_8(3).growth(1).bottleneck(2))), {3, 1, 8, 8}},
+           Case{"densenet-bc",
+                network(DenseNet(DenseNetOptions(dense).layers({2, 1}).initial_channels(2))),
+                {3, 3, 8, 8}},
        }) {
     shake(*net.module);
     const auto images = torch::randn(sizes, torch::kDouble);
+    const auto buffers = clones(net.module->buffers());
     const auto report = gimli::gradcheck(
         [&, net = net](const TensorList& parameters) { return loss_after_two_steps(net, images, parameters); },
         leaves(*net.module), gimli::GradcheckOptions().step(1e-6).absolute(1e-7).relative(1e-5));
     EXPECT_TRUE(report.passed) << name << ": " << report.message;
+    expect_equal(net.module->buffers(), buffers);
   }
+}
+
+TEST(Backbones, gradients_through_inner_steps_are_finite_on_whole_images) {
+  struct Case {
+    std::string name;
+    Network net;
+    std::vector<int64_t> images;
+  };
+  torch::manual_seed(6);
+  const std::vector<int64_t> narrow{8, 16, 32, 64};
+  for (const auto type : {torch::kFloat, torch::kDouble}) {
+    for (const auto& [name, net, sizes] : {
+             Case{"vgg", network(Vgg(5)), {5, 1, 28, 28}},
+             Case{"vgg",
+                  network(Vgg(VggOptions(5).in_channels(3).image_size(84).hidden(8).norm_steps(2))),
+                  {5, 3, 84, 84}},
+             Case{"resnet-12", network(ResNet(ResNetOptions(5, 3).widths(narrow))), {5, 1, 28, 28}},
+             Case{"resnet-12", network(ResNet(ResNetOptions(5, 3).in_channels(3).widths(narrow))), {2, 3, 84, 84}},
+             Case{"densenet-8", network(DenseNet(densenet_8(5))), {5, 1, 28, 28}},
+             Case{"densenet-8", network(DenseNet(densenet_8(5, 3).growth(4))), {2, 3, 84, 84}},
+         }) {
+      net.module->to(type);
+      const auto parameters = leaves(*net.module);
+      const auto loss = loss_after_two_steps(net, torch::randn(sizes, type), parameters);
+      const auto gradients = torch::autograd::grad({loss}, parameters);
+      for (size_t i = 0; i < gradients.size(); ++i) {
+        const bool is_weight = parameters[i].dim() == 4;  // biases under a normalization have none
+        EXPECT_GT(gradients[i].abs().max().item<double>(), is_weight ? 1e-4 : -1) << name << ", parameter " << i;
+        EXPECT_TRUE(gradients[i].isfinite().all().item<bool>()) << name << ", parameter " << i;
+        EXPECT_EQ(gradients[i].scalar_type(), type);
+      }
+    }
+  }
+}
+
+TEST(ResNet, layers) {
+  torch::manual_seed(7);
+  for (const int64_t layers : {1, 2, 3}) {
+    ResNet model(ResNetOptions(4, layers).in_channels(2).widths({3, 5}));
+    shake(*model);
+    const auto images = torch::randn({3, 2, 9, 7}, torch::kDouble);
+    Reader p(model->parameters());
+    auto x = images;
+    for (int block = 0; block < 2; ++block) {
+      auto main = x;
+      for (int64_t layer = 0; layer < layers; ++layer)
+        main = p.norm(p.conv(layer == 0 ? main : main.clamp_min(0), false));
+      x = at::max_pool2d((main + p.norm(p.conv(x, false))).clamp_min(0), 2);
+    }
+    const auto expected = p.linear(x.flatten(2).sum(2) / static_cast<double>(x[0][0].numel()));
+    EXPECT_TRUE(p.at_end());
+    EXPECT_TRUE(torch::allclose(model->forward(images), expected, 1e-9, 1e-9)) << layers;
+    EXPECT_TRUE(model->buffers().empty());
+    const auto copy = std::dynamic_pointer_cast<gimli::nn::ResNetImpl>(model->clone());
+    copy->eval();
+    EXPECT_TRUE(torch::equal(copy->forward(images), model->forward(images)));
+  }
+}
+
+TEST(ResNet, bad_input) {
+  const auto make = [](const ResNetOptions& options) { return message_of([&] { ResNet model(options); }); };
+  EXPECT_EQ(make(ResNetOptions(0, 1)), "ResNet: expected at least 1 class, got 0");
+  EXPECT_EQ(make(ResNetOptions(5, 0)), "ResNet: expected at least 1 layer in each block, got 0");
+  EXPECT_EQ(make(ResNetOptions(5, 1).in_channels(0)), "ResNet: expected at least 1 input channel, got 0");
+  EXPECT_EQ(make(ResNetOptions(5, 1).widths({})), "ResNet: expected at least 1 width, each at least 1, got []");
+  EXPECT_EQ(make(ResNetOptions(5, 1).widths({4, 0})), "ResNet: expected at least 1 width, each at least 1, got [4, 0]");
+  ResNet model(ResNetOptions(5, 1).widths({2, 2, 2, 2}));
+  EXPECT_EQ(message_of([&] {
+              model->forward(torch::zeros({2, 3, 28, 28}));
+            }),
+            "ResNet: expected images [n, 1, h, w] with h and w of at least 16, got [2, 3, 28, 28]");
+  EXPECT_EQ(message_of([&] {
+              model->forward(torch::zeros({2, 1, 28, 15}));
+            }),
+            "ResNet: expected images [n, 1, h, w] with h and w of at least 16, got [2, 1, 28, 15]");
+}
+
+TEST(DenseNet, layers) {
+  torch::manual_seed(8);
+  for (const int64_t initial : {0, 5}) {
+    for (const bool track : {false, true}) {
+      const auto options = DenseNetOptions(4).in_channels(2).layers({2, 1, 1}).growth(3).bottleneck(2).compression(0.7);
+      DenseNet model(DenseNetOptions(options).initial_channels(initial).track_running_stats(track));
+      shake(*model);
+      const auto images = torch::randn({3, 2, 9, 7}, torch::kDouble);
+      Reader p(model->parameters());
+      auto x = images;
+      if (initial > 0) x = p.conv(x, false);
+      const auto layer = [&] {
+        const auto narrow = p.conv(p.norm(x).clamp_min(0), false);
+        EXPECT_EQ(narrow.size(1), 6);
+        const auto added = p.conv(p.norm(narrow).clamp_min(0), false);
+        EXPECT_EQ(added.size(1), 3);
+        x = at::cat({x, added}, 1);
+      };
+      // Parameters stand in the order of the computation.
+      layer();
+      layer();
+      for (int block = 1; block < 3; ++block) {
+        const auto channels = x.size(1);
+        x = at::avg_pool2d(p.conv(p.norm(x).clamp_min(0), false), 2);
+        EXPECT_EQ(x.size(1), channels * 7 / 10);
+        layer();
+      }
+      const auto map = p.norm(x).clamp_min(0);
+      const auto expected = p.linear(map.flatten(2).sum(2) / static_cast<double>(map[0][0].numel()));
+      EXPECT_TRUE(p.at_end());
+      EXPECT_TRUE(torch::allclose(model->forward(images), expected, 1e-9, 1e-9)) << initial << track;
+      const auto copy = std::dynamic_pointer_cast<gimli::nn::DenseNetImpl>(model->clone());
+      copy->eval();
+      model->eval();
+      EXPECT_TRUE(torch::equal(copy->forward(images), model->forward(images)));
+      // In evaluation, an image's company matters where there are no running statistics.
+      EXPECT_EQ(model->buffers().size(), track ? 11 * 3u : 0u);  // of 4 layers, 2 transitions and the end
+      EXPECT_EQ(torch::allclose(model->forward(images)[0], model->forward(images.slice(0, 0, 2))[0]), track);
+    }
+  }
+}
+
+TEST(DenseNet, running_statistics_serve_in_evaluation) {
+  torch::manual_seed(9);
+  DenseNet model(DenseNetOptions(4).layers({1, 1}).growth(2));
+  model->to(torch::kDouble);
+  const auto images = torch::randn({6, 3, 8, 8}, torch::kDouble);
+  for (int i = 0; i < 400; ++i) model->forward(images);  // until they are this batch's
+  const auto in_training = model->forward(images);
+  model->eval();
+  // They keep the unbiased variance, the batch is normalized with the biased one.
+  EXPECT_TRUE(torch::allclose(model->forward(images), in_training, 0, 0.05));
+  EXPECT_FALSE(torch::allclose(model->forward(images), in_training));
+}
+
+TEST(DenseNet, bad_input) {
+  const auto make = [](const DenseNetOptions& options) { return message_of([&] { DenseNet model(options); }); };
+  EXPECT_EQ(make(DenseNetOptions(0)), "DenseNet: expected at least 1 class, got 0");
+  EXPECT_EQ(make(DenseNetOptions(5).in_channels(0)), "DenseNet: expected at least 1 input channel, got 0");
+  EXPECT_EQ(make(DenseNetOptions(5).layers({})),
+            "DenseNet: expected at least 1 block, each of at least 1 layer, got []");
+  EXPECT_EQ(make(DenseNetOptions(5).layers({2, 0})),
+            "DenseNet: expected at least 1 block, each of at least 1 layer, got [2, 0]");
+  EXPECT_EQ(make(DenseNetOptions(5).growth(0)), "DenseNet: expected a growth of at least 1, got 0");
+  EXPECT_EQ(make(DenseNetOptions(5).bottleneck(0)), "DenseNet: expected a bottleneck of at least 1, got 0");
+  EXPECT_EQ(make(DenseNetOptions(5).compression(0)), "DenseNet: expected a compression in (0, 1], got 0");
+  EXPECT_EQ(make(DenseNetOptions(5).compression(1.5)), "DenseNet: expected a compression in (0, 1], got 1.5");
+  EXPECT_EQ(make(DenseNetOptions(5).initial_channels(-1)), "DenseNet: expected at least 0 initial channels, got -1");
+  EXPECT_EQ(make(DenseNetOptions(5).growth(1).layers({1, 1}).compression(0.01)),
+            "DenseNet: a compression of 0.01 leaves none of 25 channels");
+  DenseNet model(densenet_8(5));
+  EXPECT_EQ(message_of([&] {
+              model->forward(torch::zeros({2, 3, 28, 28}));
+            }),
+            "DenseNet: expected images [n, 1, h, w] with h and w of at least 8, got [2, 3, 28, 28]");
+  EXPECT_EQ(message_of([&] {
+              model->forward(torch::zeros({2, 1, 7, 28}));
+            }),
+            "DenseNet: expected images [n, 1, h, w] with h and w of at least 8, got [2, 1, 7, 28]");
 }
 
 TEST(Mlp, layers) {

@@ -3,12 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
-#include <numeric>
 
 #include "app/interrupt.h"
 #include "app/progress.h"
+#include "app/table.h"
 #include "gimli/data/sinusoid.h"
 
 namespace gimli::app {
@@ -62,37 +61,12 @@ std::vector<Score> adapt(const Bilevel& problem, const data::Task& task, const s
   return scores;
 }
 
-std::string format(const Estimate& estimate, double scale, int digits) {
-  auto text = fmt::format("{:.{}f}", scale * estimate.mean, digits);
-  if (std::isfinite(estimate.interval)) text += fmt::format(" ± {:.{}f}", scale * estimate.interval, digits);
-  return text;
-}
-
-/// Columns a terminal needs for UTF-8 text.
-size_t columns(const std::string& text) {
-  return std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xc0) != 0x80; });
-}
-
-nlohmann::ordered_json to_json(const Estimate& estimate) {
-  return {{"mean", estimate.mean}, {"interval", estimate.interval}};
-}
-
 std::vector<double> to_vector(const at::Tensor& tensor) {
   const auto values = tensor.to(at::kCPU, at::kDouble).contiguous();
   return {values.const_data_ptr<double>(), values.const_data_ptr<double>() + values.numel()};
 }
 
 }  // namespace
-
-Estimate estimate(const std::vector<double>& sample) {
-  const auto n = static_cast<double>(sample.size());
-  const double mean = std::accumulate(sample.begin(), sample.end(), 0.) / n;
-  if (std::isnan(mean)) return {kNaN, kNaN};  // of positive sign, to be printed
-  if (n < 2) return {mean, kNaN};
-  double squares = 0;
-  for (const double x : sample) squares += (x - mean) * (x - mean);
-  return {mean, 1.96 * std::sqrt(squares / (n - 1)) / std::sqrt(n)};
-}
 
 std::optional<Evaluation> evaluate_adaptation(const Bilevel& problem, const Dataset& dataset, int64_t tasks,
                                               std::vector<int64_t> steps, const TaskBatch& batch,
@@ -129,23 +103,10 @@ std::string to_markdown(const Evaluation& evaluation) {
   std::vector<std::vector<std::string>> rows{{"adaptation steps", "loss"}};
   if (classifies) rows[0].push_back("accuracy (%)");
   for (const auto& row : evaluation.steps) {
-    rows.push_back({std::to_string(row.step), format(row.loss, 1, 4)});
-    if (classifies) rows.back().push_back(format(*row.accuracy, 100, 2));
+    rows.push_back({std::to_string(row.step), to_text(row.loss, 4)});
+    if (classifies) rows.back().push_back(to_text(*row.accuracy, 2, 100));
   }
-  std::vector<size_t> widths(rows[0].size());
-  for (const auto& row : rows) {
-    for (size_t c = 0; c < row.size(); ++c) widths[c] = std::max(widths[c], columns(row[c]));
-  }
-  std::string text;
-  for (size_t r = 0; r < rows.size(); ++r) {
-    for (size_t c = 0; c < widths.size(); ++c) {
-      text += fmt::format("| {}{} ", std::string(widths[c] - columns(rows[r][c]), ' '), rows[r][c]);
-    }
-    text += "|\n";
-    for (size_t c = 0; r == 0 && c < widths.size(); ++c) text += fmt::format("|{}:", std::string(widths[c] + 1, '-'));
-    if (r == 0) text += "|\n";
-  }
-  return text + fmt::format("\nMean and 95 % interval over {} held-out tasks.\n", evaluation.tasks);
+  return markdown_table(rows) + fmt::format("\nMean and 95 % interval over {} held-out tasks.\n", evaluation.tasks);
 }
 
 nlohmann::ordered_json to_json(const Evaluation& evaluation) {

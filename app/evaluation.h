@@ -7,18 +7,10 @@
 #include <vector>
 
 #include "app/dataset.h"
+#include "app/estimate.h"
 #include "app/experiment.h"
 
 namespace gimli::app {
-
-/// The mean of a sample and half the width of its 95 % interval: 1.96 s / sqrt(n), where s^2 is the sum of the squared
-/// distances from the mean divided by n - 1. One value has no interval: NaN.
-struct Estimate {
-  double mean = 0;
-  double interval = 0;
-};
-
-Estimate estimate(const std::vector<double>& sample);
 
 /// Held-out tasks after a number of adaptation steps.
 struct StepEvaluation {

@@ -201,8 +201,6 @@ Run open_run(const ExperimentEntry& entry, const TrainFlags& flags) {
   const auto saved = parse_config(schema, state.configuration, file.string());
   check_same_results(schema, Config(schema, saved).values(), given, file.string());
   Config config(schema, merge(saved, given));
-  TORCH_CHECK(config.integer("iterations") >= state.iteration, file.string(), " is already at iteration ",
-              state.iteration, ", beyond the ", config.integer("iterations"), " that are asked for");
   return {std::move(config), folder, std::move(lock), std::move(checkpoint)};
 }
 
@@ -211,19 +209,20 @@ int run_train(const ExperimentEntry& entry, const TrainFlags& flags) {
   const auto run = open_run(entry, flags);
   const auto& config = run.config;
   const auto experiment = entry.make(config);
+  const auto begun = run.checkpoint ? run.checkpoint->state.iteration : 0;
+  TORCH_CHECK(experiment->iterations() >= begun, (run.folder / "checkpoint.pt").string(), " is already at iteration ",
+              begun, ", beyond the ", experiment->iterations(), " that are asked for");
   if (!run.checkpoint) {
     for (const auto* name : kRunFiles) fs::remove(run.folder / name);
   }
   if (!config.flag("quiet")) {
     fmt::print(stderr, "{} on {}: {} iterations, {}, in {}\n", entry.name, config.text("dataset"),
-               config.integer("iterations"),
-               run.checkpoint ? fmt::format("from iteration {}", run.checkpoint->state.iteration) : "from the start",
+               experiment->iterations(), begun > 0 ? fmt::format("from iteration {}", begun) : "from the start",
                run.folder.string());
   }
   write_file(run.folder / "config.toml", fmt::format("# gimli train {}\n{}", entry.name, config.toml()));
-  const bool finished =
-      train(*experiment, entry, config, run.folder, run.checkpoint) &&
-      write_report(*experiment, run.folder / "metrics.jsonl", config.integer("iterations"), run.folder);
+  const bool finished = train(*experiment, entry, config, run.folder, run.checkpoint) &&
+                        write_report(*experiment, run.folder / "metrics.jsonl", experiment->iterations(), run.folder);
   if (!finished) {
     fmt::print(stderr, "gimli: interrupted, and saved; continue with: {}\n", how_to_continue(entry, run.folder));
     return kInterrupted;

@@ -2,7 +2,6 @@
 
 #include "gimli/data/omniglot.h"
 #include "gimli/data/sinusoid.h"
-#include "gimli/nn/conv4.h"
 #include "gimli/nn/mlp.h"
 
 namespace gimli::app {
@@ -11,13 +10,6 @@ namespace {
 /// Of the held-out tasks; out of the way of the seeds that people give.
 constexpr uint64_t kHeldOutSeed = 0x68656c642d6f7574;
 
-template <class Module>
-void set_model(Dataset& dataset, Module model) {
-  model->to(dataset.device);
-  dataset.model = model.ptr();
-  dataset.forward = [model](const at::Tensor& input) mutable { return model->forward(input); };
-}
-
 void add_sinusoid(Dataset& dataset, const Config& config) {
   const auto options = data::SinusoidOptions().shots(config.integer("shots")).queries(config.integer("queries"));
   auto training = options;
@@ -25,46 +17,59 @@ void add_sinusoid(Dataset& dataset, const Config& config) {
   dataset.training = std::make_shared<data::Sinusoid>(training.seed(config.integer("seed")));
   dataset.held_out = std::make_shared<data::Sinusoid>(held_out.seed(kHeldOutSeed));
   const auto hidden = config.integer("hidden");
-  set_model(dataset, nn::mlp({1, hidden, hidden, 1}));
+  auto model = nn::mlp({1, hidden, hidden, 1});
+  dataset.network = {model.ptr(), [model](const at::Tensor& x, int64_t) mutable { return model->forward(x); }};
 }
 
-void add_omniglot(Dataset& dataset, const Config& config) {
-  const auto images = data::load_omniglot(data::OmniglotOptions(config.text("data_root")));
-  const auto options =
-      data::EpisodeSamplerOptions(config.integer("ways"), config.integer("shots")).queries(config.integer("queries"));
-  auto training = options;
-  auto held_out = options;
+data::EpisodeSamplerOptions episodes(const Config& config, uint64_t seed) {
+  return data::EpisodeSamplerOptions(config.integer("ways"), config.integer("shots"))
+      .queries(config.integer("queries"))
+      .seed(seed);
+}
+
+void add_omniglot(Dataset& dataset, const Config& config, NetworkOptions& network, int64_t validation_classes) {
   using data::OmniglotSplit;
-  dataset.training =
-      std::make_shared<data::OmniglotTasks>(images, OmniglotSplit::kTrain, training.seed(config.integer("seed")));
-  dataset.held_out = std::make_shared<data::OmniglotTasks>(images, OmniglotSplit::kTest, held_out.seed(kHeldOutSeed));
-  dataset.classifies = true;
-  const bool stride = config.text("pooling") == "stride";
-  set_model(dataset, nn::Conv4(nn::Conv4Options(config.integer("ways"))
-                                   .hidden(config.integer("hidden"))
-                                   .pooling(stride ? nn::Conv4Pooling::kStride : nn::Conv4Pooling::kMaxPool)));
+  const auto images =
+      data::load_omniglot(data::OmniglotOptions(config.text("data_root")).validation_classes(validation_classes));
+  const auto tasks = [&](OmniglotSplit split, uint64_t seed) {
+    return std::make_shared<data::OmniglotTasks>(images, split, episodes(config, seed));
+  };
+  dataset.training = tasks(OmniglotSplit::kTrain, config.integer("seed"));
+  if (validation_classes > 0) dataset.validation = tasks(OmniglotSplit::kValidation, kHeldOutSeed);
+  dataset.held_out = tasks(OmniglotSplit::kTest, kHeldOutSeed);
 }
 
 }  // namespace
 
-at::Tensor Dataset::loss(const torch::data::Example<>& examples) const {
-  const auto output = forward(examples.data);
+at::Tensor Dataset::loss(const torch::data::Example<>& examples, int64_t step) const {
+  const auto output = network.forward(examples.data, step);
   return classifies ? torch::nn::functional::cross_entropy(output, examples.target)
                     : torch::nn::functional::mse_loss(output, examples.target);
 }
 
-OuterValue Dataset::score(const torch::data::Example<>& examples) const {
-  if (!classifies) return loss(examples);
-  const auto output = forward(examples.data);
+OuterValue Dataset::score(const torch::data::Example<>& examples, int64_t step) const {
+  if (!classifies) return loss(examples, step);
+  const auto output = network.forward(examples.data, step);
   return {torch::nn::functional::cross_entropy(output, examples.target),
           output.detach().argmax(1).eq(examples.target).to(at::kFloat).mean()};
 }
 
-Dataset make_dataset(const Config& config) {
+Dataset make_dataset(const Config& config, int64_t validation_classes, int64_t norm_steps) {
   Dataset dataset;
   dataset.device = parse_device(config.text("device"));
-  torch::manual_seed(config.integer("seed"));
-  config.text("dataset") == "sinusoid" ? add_sinusoid(dataset, config) : add_omniglot(dataset, config);
+  const auto& name = config.text("dataset");
+  dataset.classifies = name != "sinusoid";
+  if (dataset.classifies) {
+    NetworkOptions network{
+        .classes = config.integer("ways"), .hidden = config.integer("hidden"), .norm_steps = norm_steps};
+    add_omniglot(dataset, config, network, validation_classes);
+    torch::manual_seed(config.integer("seed"));
+    dataset.network = make_network(config.text("model"), network);
+  } else {
+    torch::manual_seed(config.integer("seed"));
+    add_sinusoid(dataset, config);
+  }
+  dataset.network.module->to(dataset.device);
   return dataset;
 }
 

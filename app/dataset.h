@@ -1,12 +1,11 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <torch/nn/module.h>
 
-#include <functional>
 #include <memory>
 
 #include "app/config.h"
+#include "app/network.h"
 #include "gimli/bilevel.h"
 #include "gimli/data/task.h"
 
@@ -15,20 +14,22 @@ namespace gimli::app {
 /// What is learned: tasks to train on, tasks held out, a new network for them, and their loss.
 struct Dataset {
   std::shared_ptr<const data::TaskSource> training;
-  std::shared_ptr<const data::TaskSource> held_out;  ///< the same for every seed
-  std::shared_ptr<torch::nn::Module> model;
-  std::function<at::Tensor(const at::Tensor&)> forward;
+  std::shared_ptr<const data::TaskSource> validation;  ///< to choose by; none if no classes were set aside for it
+  std::shared_ptr<const data::TaskSource> held_out;    ///< like validation, the same for every seed
+  Network network;
   bool classifies = false;
   at::Device device = at::kCPU;
 
-  at::Tensor loss(const torch::data::Example<>& examples) const;
+  /// In a step of the inner loop, for networks that know it.
+  at::Tensor loss(const torch::data::Example<>& examples, int64_t step = 0) const;
 
   /// The loss and, for classification, the accuracy: the part of the examples whose class is the likeliest.
-  OuterValue score(const torch::data::Example<>& examples) const;
+  OuterValue score(const torch::data::Example<>& examples, int64_t step = 0) const;
 };
 
-/// Reads the settings dataset, data_root, ways, shots, queries, pooling, hidden, seed and device.
-Dataset make_dataset(const Config& config);
+/// Reads the settings dataset, data_root, ways, shots, queries, model, hidden, seed and device. With
+/// `validation_classes`, so many are set aside from the training classes; `norm_steps` is of the network.
+Dataset make_dataset(const Config& config, int64_t validation_classes = 0, int64_t norm_steps = 0);
 
 /// The device of that name. Throws if it is none or is not there.
 at::Device parse_device(const std::string& name);

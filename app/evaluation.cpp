@@ -68,9 +68,9 @@ std::vector<double> to_vector(const at::Tensor& tensor) {
 
 }  // namespace
 
-std::optional<Evaluation> evaluate_adaptation(const Bilevel& problem, const Dataset& dataset, int64_t tasks,
-                                              std::vector<int64_t> steps, const TaskBatch& batch,
-                                              const OnTasks& on_tasks) {
+std::optional<Evaluation> evaluate_adaptation(const Bilevel& problem, const Dataset& dataset,
+                                              const data::TaskSource& source, int64_t tasks, std::vector<int64_t> steps,
+                                              const TaskBatch& batch, const OnTasks& on_tasks) {
   steps.push_back(0);
   std::sort(steps.begin(), steps.end());
   steps.erase(std::unique(steps.begin(), steps.end()), steps.end());
@@ -79,7 +79,7 @@ std::optional<Evaluation> evaluate_adaptation(const Bilevel& problem, const Data
   for (int64_t begin = 0; begin < tasks; begin += kChunk) {
     const auto count = std::min(kChunk, tasks - begin);
     batch.run(count, [&](int64_t i) {
-      const auto task = task_on(*dataset.held_out, begin + i, dataset.device);
+      const auto task = task_on(source, begin + i, dataset.device);
       scores[begin + i] = adapt(problem, task, steps, dataset.classifies);
     });
     if (on_tasks && !on_tasks(begin + count)) return std::nullopt;
@@ -137,7 +137,8 @@ nlohmann::ordered_json adapted_curves(const Bilevel& problem, const Dataset& dat
     at::NoGradGuard no_grad;
     for (const auto step : steps) {
       const bool finite = advance(problem, loop, reference, step);
-      const auto y = finite ? loop.run([&] { return dataset.forward(x.to(dataset.device)); }) : at::full_like(x, kNaN);
+      const auto y = finite ? loop.run([&] { return dataset.network.forward(x.to(dataset.device), step); })
+                            : at::full_like(x, kNaN);
       predictions.push_back({{"step", step}, {"y", to_vector(y)}});
     }
     std::vector<double> truth = to_vector(x);
@@ -158,10 +159,11 @@ std::optional<Report> report_adaptation(const Bilevel& problem, const Dataset& d
   std::optional<Evaluation> evaluation;
   {
     ProgressDisplay display("evaluating", 0, tasks, config.flag("quiet"));
-    evaluation = evaluate_adaptation(problem, dataset, tasks, config.integers("eval_steps"), batch, [&](int64_t done) {
-      display.update(done);
-      return !interrupted();
-    });
+    evaluation = evaluate_adaptation(problem, dataset, *dataset.held_out, tasks, config.integers("eval_steps"), batch,
+                                     [&](int64_t done) {
+                                       display.update(done);
+                                       return !interrupted();
+                                     });
   }
   if (!evaluation) return std::nullopt;
   return Report{to_markdown(*evaluation), to_json(*evaluation), {}};

@@ -27,11 +27,12 @@ struct Evaluation {
 /// Told how many tasks are done; false stops.
 using OnTasks = std::function<bool(int64_t done)>;
 
-/// Adapts to the held-out tasks 0 to `tasks` - 1 and takes the query loss before and after each of these numbers of
-/// steps. A task whose loss is not finite has NaN from there on. No graph is kept. Nothing if `on_tasks` stops it.
-std::optional<Evaluation> evaluate_adaptation(const Bilevel& problem, const Dataset& dataset, int64_t tasks,
-                                              std::vector<int64_t> steps, const TaskBatch& batch,
-                                              const OnTasks& on_tasks = {});
+/// Adapts to tasks 0 to `tasks` - 1 of `source`, one of the data set's, and takes the query loss before and after each
+/// of these numbers of steps. A task whose loss is not finite has NaN from there on. No graph is kept. Nothing if
+/// `on_tasks` stops it.
+std::optional<Evaluation> evaluate_adaptation(const Bilevel& problem, const Dataset& dataset,
+                                              const data::TaskSource& source, int64_t tasks, std::vector<int64_t> steps,
+                                              const TaskBatch& batch, const OnTasks& on_tasks = {});
 
 /// As a table of Markdown, aligned.
 std::string to_markdown(const Evaluation& evaluation);

@@ -3,11 +3,12 @@
 #include <thread>
 
 #include "app/experiments/maml.h"
+#include "app/experiments/maml_plus_plus.h"
 
 namespace gimli::app {
 
 const std::vector<ExperimentEntry>& experiments() {
-  static const std::vector<ExperimentEntry> entries{maml()};
+  static const std::vector<ExperimentEntry> entries{maml(), maml_plus_plus()};
   return entries;
 }
 

@@ -36,6 +36,8 @@ class Experiment {
  public:
   virtual ~Experiment() = default;
 
+  virtual int64_t iterations() const = 0;
+
   /// All that `iterate` changes: a checkpoint holds it, and a resumed run gets it back.
   virtual TrainingState state() = 0;
 
@@ -50,7 +52,7 @@ class Experiment {
   virtual std::optional<Report> report(const std::vector<nlohmann::json>& metrics) = 0;
 };
 
-/// An experiment by the name that `gimli train` knows it by. Its schema has `iterations` and those of `run_settings`.
+/// An experiment by the name that `gimli train` knows it by. Its schema ends with `run_settings`.
 struct ExperimentEntry {
   std::string name;
   std::string summary;  ///< one line

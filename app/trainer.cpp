@@ -58,7 +58,7 @@ bool train(Experiment& experiment, const ExperimentEntry& entry, const Config& c
     saved = state.iteration;
   };
 
-  const auto iterations = config.integer("iterations");
+  const auto iterations = experiment.iterations();
   ProgressDisplay display("training", state.iteration, iterations, config.flag("quiet"));
   ProgressFields shown;
   const auto began = Clock::now();

@@ -76,9 +76,8 @@ Schema make_schema() {
       {"shots", "Data", "Support examples of a task, for each class",    {integer(10),       integer(1)}, true, 1},
       {"queries", "Data", "Query examples of a task, for each class",    {integer(10),       integer(1)}, true, 1},
       {"hidden", "Data", "Width of the network's layers",                {integer(40),       integer(64)}, true, 1},
-      {"pooling", "Data", "How the network halves images: a max-pool, or convolutions of stride 2",
-                                                                         {kNone,             text("stride")}, true, 0,
-                                                                         {"max", "stride"}},
+      {"model", "Data", "The network",                                   {kNone,             text("conv4-stride")}, true, 0,
+                                                                         network_names()},
       {"method", "Inner loop", "maml; fomaml: inner gradients as constants; anil: only the last layer adapts; meta-sgd: "
                                "a learned rate for each weight; reptile; imaml: implicit gradients of a proximal loss",
                                                                          {text("maml")}, true, 0, method_names()},
@@ -134,10 +133,10 @@ class Maml final : public Experiment {
         tasks_(dataset_, config.integer("tasks")),
         strategy_(method_of(config).strategy) {
     const auto& method = method_of(config);
-    const auto& model = *dataset_.model;
+    const auto& model = *dataset_.network.module;
     auto optimizer = make_inner_optimizer(config.text("inner_optimizer"), config.number("inner_lr"),
                                           method.adapts_head_only ? head_of(model) : model.parameters());
-    meta_parameters_ = ModelTensors(dataset_.model).parameters;
+    meta_parameters_ = ModelTensors(dataset_.network.module).parameters;
     if (method.learns_rates) {
       const auto rates =
           optim::learn(optimizer, {"lr"},
@@ -145,13 +144,15 @@ class Maml final : public Experiment {
       meta_parameters_.names.insert(meta_parameters_.names.end(), rates.names().begin(), rates.names().end());
       meta_parameters_.tensors.insert(meta_parameters_.tensors.end(), rates.tensors().begin(), rates.tensors().end());
     }
-    problem_.emplace(dataset_.model, optimizer);
+    problem_.emplace(dataset_.network.module, optimizer);
     problem_->steps(config.integer("inner_steps"))
         .inner([this](const data::Task& task) { return dataset_.loss(task.support); })
         .outer([this](const data::Task& task) { return dataset_.score(task.query); });
     if (method.is_proximal) problem_->proximal(config.number("proximal"));
     outer_optimizer_ = make_outer_optimizer(config, meta_parameters_.tensors);
   }
+
+  int64_t iterations() const override { return config_.integer("iterations"); }
 
   TrainingState state() override { return {meta_parameters_, {outer_optimizer_.get()}}; }
 
@@ -173,8 +174,8 @@ class Maml final : public Experiment {
     done.metrics["tasks_per_second"] = static_cast<double>(tasks.size()) / result.cost.seconds;
     if (is_long(iteration)) {
       const auto evaluation =
-          evaluate_adaptation(*problem_, dataset_, config_.integer("eval_tasks"), config_.integers("eval_steps"),
-                              batch_, [](int64_t) { return !interrupted(); });
+          evaluate_adaptation(*problem_, dataset_, *dataset_.held_out, config_.integer("eval_tasks"),
+                              config_.integers("eval_steps"), batch_, [](int64_t) { return !interrupted(); });
       if (!evaluation) return std::nullopt;
       const auto& last = evaluation->steps.back();
       done.metrics["evaluation_outer_loss"] = last.loss.mean;

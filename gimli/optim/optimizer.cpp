@@ -122,7 +122,7 @@ Optimizer::Optimizer(const torch::optim::Optimizer& optimizer) {
   }
 }
 
-Optimizer::Optimizer(std::initializer_list<Optimizer> optimizers) {
+Optimizer::Optimizer(const std::vector<Optimizer>& optimizers) {
   for (const auto& optimizer : optimizers) {
     groups_.insert(groups_.end(), optimizer.groups_.begin(), optimizer.groups_.end());
   }
@@ -141,6 +141,27 @@ Optimizer& Optimizer::set(const std::string& name, const Hyperparameter& value) 
     if (group.has(name)) group.set(name, value);
   }
   return *this;
+}
+
+Optimizer& Optimizer::start_from(const at::Tensor& parameter, ParameterState state) {
+  for (auto& group : groups_) {
+    for (size_t i = 0; i < group.parameters.size(); ++i) {
+      if (!group.parameters[i].is_same(parameter)) continue;
+      const auto fresh = group.rule->init(parameter);
+      TORCH_CHECK(state.step >= 0 && state.slots.size() == fresh.slots.size(), "Optimizer::start_from: ",
+                  group.rule->name(), " remembers ", fresh.slots.size(), " tensors and a step of at least 0, got ",
+                  state.slots.size(), " and ", state.step);
+      for (size_t k = 0; k < fresh.slots.size(); ++k) {
+        const auto& slot = fresh.slots[k];
+        TORCH_CHECK(!slot.defined() || (state.slots[k].defined() && state.slots[k].sizes() == slot.sizes()),
+                    "Optimizer::start_from: slot ", k, " of ", group.rule->name(), " has shape ", slot.sizes(),
+                    ", got ", state.slots[k].defined() ? c10::str(state.slots[k].sizes()) : "none");
+      }
+      group.states[i] = detached_copy(std::move(state));
+      return *this;
+    }
+  }
+  TORCH_CHECK(false, "Optimizer::start_from: no group holds the parameter of shape ", parameter.sizes());
 }
 
 Optimizer& Optimizer::set(size_t group, const std::string& name, Hyperparameter value) {

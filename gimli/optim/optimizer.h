@@ -121,11 +121,16 @@ class Optimizer final {
   }
 
   /// Several optimizers on one model.
-  Optimizer(std::initializer_list<Optimizer> optimizers);
+  Optimizer(std::initializer_list<Optimizer> optimizers) : Optimizer(std::vector<Optimizer>(optimizers)) {}
+  explicit Optimizer(const std::vector<Optimizer>& optimizers);
 
   /// Sets a hyperparameter of every group that has it, or of one group. Give a tensor to learn it.
   Optimizer& set(const std::string& name, const Hyperparameter& value);
   Optimizer& set(size_t group, const std::string& name, Hyperparameter value);
+
+  /// Sets what it remembers about `parameter` when an inner loop starts (the paper starts an inner Adam from the moments
+  /// of the outer one). Throws if no group holds the parameter, or if the state is not of its rule and shape.
+  Optimizer& start_from(const at::Tensor& parameter, ParameterState state);
 
   const std::vector<ParameterGroup>& groups() const { return groups_; }
 

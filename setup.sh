@@ -7,10 +7,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 torch=2.13.0  # installed by pip into .venv, when neither CMAKE_PREFIX_PATH nor the active Python leads to a libtorch
 oldest_torch=2.6
 oldest_cmake=3.25
-required=(libarchive-dev libpng-dev libgtest-dev libcli11-dev libtomlplusplus-dev nlohmann-json3-dev libfmt-dev)
+required=(libarchive-dev libjpeg-dev libpng-dev zlib1g-dev
+          libgtest-dev libcli11-dev libtomlplusplus-dev nlohmann-json3-dev libfmt-dev)
 commands=("${CXX:-c++}:g++" cmake:cmake ninja:ninja-build)  # a command (or file), and the package that has it
-optional=(ccache:ccache mold:mold gnuplot:gnuplot-nox       # faster builds; plots; benchmarks
-          /usr/include/benchmark/benchmark.h:libbenchmark-dev)
+optional=(ccache:ccache mold:mold gnuplot:gnuplot-nox       # faster builds; plots; benchmarks; data
+          /usr/include/benchmark/benchmark.h:libbenchmark-dev
+          /usr/share/datasets/fashion-mnist:dataset-fashion-mnist)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }

@@ -3,8 +3,11 @@
 #include <archive.h>
 #include <archive_entry.h>
 #include <c10/util/Exception.h>
+#include <zlib.h>
 
+#include <algorithm>
 #include <fstream>
+#include <limits>
 #include <memory>
 
 namespace gimli::data {
@@ -64,6 +67,31 @@ std::vector<ArchiveEntry> read_zip(std::string_view bytes, const std::filesystem
     entries.push_back(std::move(entry));
   }
   return entries;
+}
+
+// With zlib: libarchive's gzip reader does not look at the CRC.
+std::string read_gzip(std::string_view file, const std::filesystem::path& path) {
+  constexpr int kGzipOnly = 16 + MAX_WBITS;
+  z_stream stream{};
+  TORCH_CHECK(inflateInit2(&stream, kGzipOnly) == Z_OK, "read_gzip: out of memory at ", path);
+  const std::unique_ptr<z_stream, decltype(&inflateEnd)> release(&stream, &inflateEnd);
+  std::string bytes;
+  std::vector<unsigned char> block(1 << 18);
+  int status = Z_BUF_ERROR;
+  do {
+    const auto size = std::min<size_t>(file.size(), std::numeric_limits<uInt>::max());
+    stream.next_in = reinterpret_cast<unsigned char*>(const_cast<char*>(file.data()));
+    stream.avail_in = static_cast<uInt>(size);
+    stream.next_out = block.data();
+    stream.avail_out = static_cast<uInt>(block.size());
+    status = inflate(&stream, Z_NO_FLUSH);
+    TORCH_CHECK(status == Z_OK || status == Z_STREAM_END, "read_gzip: ", path, " is no gzip file, damaged or cut short",
+                stream.msg ? ": " : "", stream.msg ? stream.msg : "");
+    bytes.append(reinterpret_cast<const char*>(block.data()), block.size() - stream.avail_out);
+    file.remove_prefix(size - stream.avail_in);
+    if (status == Z_STREAM_END && !file.empty()) inflateReset(&stream);
+  } while (status != Z_STREAM_END || !file.empty());
+  return bytes;
 }
 
 }  // namespace gimli::data

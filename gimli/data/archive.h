@@ -20,4 +20,8 @@ std::string read_file(const std::filesystem::path& path);
 /// `path` is what to call the archive in messages. Throws, naming it and the entry, if it is damaged or cut short.
 std::vector<ArchiveEntry> read_zip(std::string_view archive, const std::filesystem::path& path);
 
+/// What a gzip file held in memory unpacks to, of one or more members, with their CRCs checked. `path` is what to call
+/// the file in messages. Throws, naming it, if it is damaged or cut short.
+std::string read_gzip(std::string_view file, const std::filesystem::path& path);
+
 }  // namespace gimli::data

@@ -15,7 +15,7 @@
 #include "gimli/data/archive.h"
 #include "gimli/data/cache_file.h"
 #include "gimli/data/counter_rng.h"
-#include "gimli/data/png_image.h"
+#include "gimli/data/image_file.h"
 
 namespace gimli::data {
 namespace {
@@ -40,42 +40,6 @@ fs::path find_archive(const fs::path& root, const std::string& archive) {
               file_name(kArchives[0]), " and ", file_name(kArchives[1]),
               " in the data root or in its folder omniglot, as published at ", address, file_name(kArchives[0]),
               " and ", address, file_name(kArchives[1]));
-}
-
-// How much of source pixel `from` lies under pixel `to` along one side, in units of 1 / kSize of a source pixel.
-struct Overlap {
-  int64_t to;
-  int64_t from;
-  uint32_t weight;
-};
-
-std::vector<Overlap> overlaps() {
-  std::vector<Overlap> list;
-  for (int64_t to = 0; to < kSize; ++to) {
-    for (int64_t from = 0; from < kScannedSize; ++from) {
-      const int64_t begin = std::max(from * kSize, to * kScannedSize);
-      const int64_t end = std::min((from + 1) * kSize, (to + 1) * kScannedSize);
-      if (begin < end) list.push_back({to, from, static_cast<uint32_t>(end - begin)});
-    }
-  }
-  return list;
-}
-
-// Whole numbers up to the division, which rounds to nearest; its divisor is odd, so there are no ties.
-void shrink(const uint8_t* gray, const std::vector<Overlap>& overlaps, uint8_t* image) {
-  constexpr uint32_t kArea = kScannedSize * kScannedSize;
-  uint32_t rows[kScannedSize][kSize] = {};
-  for (auto& row : rows) {
-    for (const auto& [to, from, weight] : overlaps) row[to] += weight * (255u - gray[from]);
-    gray += kScannedSize;
-  }
-  uint32_t sums[kSize][kSize] = {};
-  for (const auto& [to, from, weight] : overlaps) {
-    for (int64_t x = 0; x < kSize; ++x) sums[to][x] += weight * rows[from][x];
-  }
-  for (const auto& row : sums) {
-    for (const uint32_t sum : row) *image++ = static_cast<uint8_t>((sum + kArea / 2) / kArea);
-  }
 }
 
 struct Drawing {
@@ -103,15 +67,13 @@ Drawings sort_entries(std::vector<ArchiveEntry> entries, const std::string& arch
   return drawings;
 }
 
-void decode(const std::vector<Drawing>& drawings, const std::string& place, const std::vector<Overlap>& overlaps,
-            uint8_t* images) {
-  for (const auto& drawing : drawings) {
-    const auto name = place + "/" + drawing.file;
-    const auto gray = decode_gray_png(drawing.png, name);
-    TORCH_CHECK(gray.size(0) == kScannedSize && gray.size(1) == kScannedSize, "load_omniglot: expected ", kScannedSize,
-                "x", kScannedSize, " pixels, got ", gray.size(1), "x", gray.size(0), " in ", name);
-    shrink(gray.const_data_ptr<uint8_t>(), overlaps, images);
-    images += kSize * kSize;
+void decode(const std::vector<Drawing>& drawings, const std::string& place, const at::Tensor& images) {
+  for (size_t d = 0; d < drawings.size(); ++d) {
+    const auto name = place + "/" + drawings[d].file;
+    const auto gray = decode_image(drawings[d].png, 1, name);
+    TORCH_CHECK(gray.size(1) == kScannedSize && gray.size(2) == kScannedSize, "load_omniglot: expected ", kScannedSize,
+                "x", kScannedSize, " pixels, got ", gray.size(2), "x", gray.size(1), " in ", name);
+    images[static_cast<int64_t>(d)].copy_(255 - resize_image(gray, kSize)[0]);
   }
 }
 
@@ -138,9 +100,7 @@ OmniglotData read_archives(const std::vector<Archive>& archives) {
   }
   const auto count = static_cast<int64_t>(drawings.size());
   data.images = at::empty({count, static_cast<int64_t>(drawings[0].size()), kSize, kSize}, at::kByte);
-  const auto sides = overlaps();
-  auto* const images = data.images.mutable_data_ptr<uint8_t>();
-  for (int64_t c = 0; c < count; ++c) decode(drawings[c], places[c], sides, images + c * data.images.stride(0));
+  for (int64_t c = 0; c < count; ++c) decode(drawings[c], places[c], data.images[c]);
   return data;
 }
 
@@ -204,12 +164,15 @@ OmniglotData read_cached(const OmniglotOptions& options) {
   return data;
 }
 
-int64_t turns(OmniglotSplit split, std::optional<bool> rotations) {
-  return rotations.value_or(split == OmniglotSplit::kTrain) ? 4 : 1;
-}
-
-const std::vector<int64_t>& classes(const OmniglotData& data, OmniglotSplit split) {
-  return split == OmniglotSplit::kTrain ? data.train_classes : data.test_classes;
+const std::vector<int64_t>& rows(const OmniglotData& data, OmniglotSplit split) {
+  switch (split) {
+    case OmniglotSplit::kTrain:
+      return data.train_classes;
+    case OmniglotSplit::kValidation:
+      return data.validation_classes;
+    default:
+      return data.test_classes;
+  }
 }
 
 }  // namespace
@@ -217,16 +180,23 @@ const std::vector<int64_t>& classes(const OmniglotData& data, OmniglotSplit spli
 OmniglotData load_omniglot(const OmniglotOptions& options) {
   TORCH_CHECK(options.train_classes() >= 1, "load_omniglot: expected at least 1 training character, got ",
               options.train_classes());
+  TORCH_CHECK(options.validation_classes() >= 0 && options.validation_classes() < options.train_classes(),
+              "load_omniglot: expected from 0 to ", options.train_classes() - 1,
+              " validation characters, fewer than the ", options.train_classes(),
+              " for training that they are taken from, got ", options.validation_classes());
   auto data = read_cached(options);
   const int64_t count = data.images.size(0);
   TORCH_CHECK(count > options.train_classes(), "load_omniglot: ", options.train_classes(),
               " characters for training leave none for testing, got ", count);
   auto order = CounterRng(options.split_seed(), 0).choose(count, count);
-  const auto middle = order.begin() + options.train_classes();
-  std::sort(order.begin(), middle);
-  std::sort(middle, order.end());
-  data.train_classes.assign(order.begin(), middle);
-  data.test_classes.assign(middle, order.end());
+  const auto test = order.begin() + options.train_classes();
+  const auto validation = test - options.validation_classes();
+  data.train_classes.assign(order.begin(), validation);
+  data.validation_classes.assign(validation, test);
+  data.test_classes.assign(test, order.end());
+  for (auto* classes : {&data.train_classes, &data.validation_classes, &data.test_classes}) {
+    std::sort(classes->begin(), classes->end());
+  }
   return data;
 }
 
@@ -240,45 +210,35 @@ OmniglotSummary summarize(const OmniglotData& data) {
           .image_size = data.images.size(2),
           .mean_ink = ink / static_cast<double>(data.images.numel()),
           .train_characters = static_cast<int64_t>(data.train_classes.size()),
+          .validation_characters = static_cast<int64_t>(data.validation_classes.size()),
           .test_characters = static_cast<int64_t>(data.test_classes.size())};
 }
 
 std::string describe(const OmniglotSummary& summary) {
   std::ostringstream text;
   text << "alphabets   " << summary.alphabets << '\n'
-       << "characters  " << summary.characters << " (" << summary.train_characters << " to train, "
-       << summary.test_characters << " to test)\n"
+       << "characters  " << summary.characters << " (" << summary.train_characters << " to train, ";
+  if (summary.validation_characters > 0) text << summary.validation_characters << " to validate, ";
+  text << summary.test_characters << " to test)\n"
        << "drawings    " << summary.drawings << '\n'
        << "image size  " << summary.image_size << 'x' << summary.image_size << '\n'
        << "mean ink    " << std::fixed << std::setprecision(4) << summary.mean_ink << '\n';
   return text.str();
 }
 
+ImageClasses image_classes(const OmniglotData& data, OmniglotSplit split) {
+  const int64_t drawings = data.images.size(1);
+  ImageClasses result{data.images.view({-1, 1, data.images.size(2), data.images.size(3)}), {}};
+  for (const int64_t row : rows(data, split)) {
+    const auto& character = data.characters[row];
+    result.classes.push_back({character.alphabet + "/" + character.name, row * drawings, drawings});
+  }
+  return result;
+}
+
 OmniglotTasks::OmniglotTasks(const OmniglotData& data, OmniglotSplit split, EpisodeSamplerOptions episodes,
                              std::optional<bool> rotations)
-    : images_(data.images),
-      characters_(classes(data, split)),
-      turns_(turns(split, rotations)),
-      sampler_(class_count(), images_.size(1), episodes) {}
-
-Task OmniglotTasks::task(int64_t index) const {
-  const auto episode = sampler_.sample(index);
-  return {gather(episode.classes, episode.support), gather(episode.classes, episode.query)};
-}
-
-torch::data::Example<> OmniglotTasks::gather(const std::vector<int64_t>& classes,
-                                             const std::vector<int64_t>& examples) const {
-  const auto ways = static_cast<int64_t>(classes.size());
-  const auto each = static_cast<int64_t>(examples.size()) / ways;
-  std::vector<at::Tensor> rows;
-  for (int64_t w = 0; w < ways; ++w) {
-    const auto ids = at::tensor(at::ArrayRef<int64_t>(examples).slice(w * each, each), at::kLong);
-    const auto drawings = images_.select(0, characters_[classes[w] / turns_]).index_select(0, ids);
-    rows.push_back(drawings.rot90(classes[w] % turns_, {1, 2}));
-  }
-  auto data = at::cat(rows).unsqueeze(1).to(at::kFloat).div(255);
-  auto target = at::arange(ways, at::kLong).repeat_interleave(each);
-  return {std::move(data), std::move(target)};
-}
+    : tasks_(image_classes(data, split), episodes,
+             ImageTasksOptions().rotations(rotations.value_or(split == OmniglotSplit::kTrain))) {}
 
 }  // namespace gimli::data

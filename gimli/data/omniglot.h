@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "gimli/data/episode_sampler.h"
+#include "gimli/data/image_classes.h"
+#include "gimli/data/image_tasks.h"
 #include "gimli/data/task.h"
 
 namespace gimli::data {
@@ -24,6 +26,9 @@ struct OmniglotOptions {
   TORCH_ARG(bool, cache) = true;
   /// How many characters are for meta-training; the others are for testing.
   TORCH_ARG(int64_t, train_classes) = 1200;
+  /// How many of those for meta-training are held back to choose a model by; 50 leaves 1,150, as Antoniou et al. 2019
+  /// ("How to train your MAML") have it. The test characters stay the same.
+  TORCH_ARG(int64_t, validation_classes) = 0;
   /// Which ones: the seed of the shuffle that splits them. Keep it to compare with other runs.
   TORCH_ARG(uint64_t, split_seed) = 1623;
 };
@@ -44,7 +49,7 @@ struct OmniglotData {
   /// Row c of `images`; ordered by archive, alphabet and character, the drawings by file name.
   std::vector<OmniglotCharacter> characters;
   /// Rows of `images`, ascending; together they are all rows.
-  std::vector<int64_t> train_classes, test_classes;
+  std::vector<int64_t> train_classes, validation_classes, test_classes;
 };
 
 /// Reads Omniglot (Lake et al. 2015, "Human-level concept learning through probabilistic program induction"), all of
@@ -62,7 +67,7 @@ struct OmniglotData {
 /// A cache that is damaged or cannot be written is ignored.
 ///
 /// Throws, naming the file, if an archive is missing or damaged, an image is damaged or not 105x105, the characters
-/// have different numbers of drawings, or there are not more characters than `train_classes`.
+/// have different numbers of drawings, or none would be left for training or for testing.
 OmniglotData load_omniglot(const OmniglotOptions& options);
 
 struct OmniglotSummary {
@@ -73,6 +78,7 @@ struct OmniglotSummary {
   /// The mean over all pixels, paper 0 and ink 1.
   double mean_ink;
   int64_t train_characters;
+  int64_t validation_characters;
   int64_t test_characters;
 };
 
@@ -81,35 +87,31 @@ OmniglotSummary summarize(const OmniglotData& data);
 /// The summary in a few lines of text.
 std::string describe(const OmniglotSummary& summary);
 
-enum class OmniglotSplit { kTrain, kTest };
+enum class OmniglotSplit { kTrain, kValidation, kTest };
 
-/// N-way, k-shot classification of Omniglot's characters. Of a task's tensors, `data` is float32 [ways * shots, 1, 28,
-/// 28] with values of [0, 1], and `target` int64 [ways * shots], the place of the example's class in the episode, class
-/// by class; in the query set with `queries` in the place of `shots`.
+/// The characters of a split as classes of `data`'s images, uint8 [characters * drawings, 1, 28, 28], in the order of
+/// `train_classes`, `validation_classes` or `test_classes`. A class's name is the alphabet's and the character's with a
+/// slash between them.
+ImageClasses image_classes(const OmniglotData& data, OmniglotSplit split);
+
+/// N-way, k-shot classification of Omniglot's characters: ImageTasks of [ways * shots, 1, 28, 28] and of [0, 1].
 class OmniglotTasks final : public TaskSource {
  public:
-  /// With `rotations`, every character turned by 0, 90, 180 and 270 degrees (counterclockwise) is four classes (Santoro
-  /// et al. 2016). Left open, they are used in training and not in testing, where they would test other classes than
-  /// the held-out characters; Finn et al.'s program turns test characters too: say `true` to compare with it.
-  /// Throws as EpisodeSampler does.
+  /// Left open, rotations (see ImageTasksOptions) are used in training and not in validation and testing, where they
+  /// would test other classes than the held-out characters; Finn et al.'s program turns test characters too: say `true`
+  /// to compare with it. Throws as EpisodeSampler does.
   OmniglotTasks(const OmniglotData& data, OmniglotSplit split, EpisodeSamplerOptions episodes,
                 std::optional<bool> rotations = std::nullopt);
 
-  Task task(int64_t index) const override;
+  Task task(int64_t index) const override { return tasks_.task(index); }
 
-  int64_t class_count() const { return static_cast<int64_t>(characters_.size()) * turns_; }
+  int64_t class_count() const { return tasks_.class_count(); }
 
-  /// The episode behind a task. Class id c is the split's character number c / turns, turned c % turns times, where
-  /// turns is 4 with rotations and 1 without.
-  Episode episode(int64_t index) const { return sampler_.sample(index); }
+  /// See ImageTasks::episode.
+  Episode episode(int64_t index) const { return tasks_.episode(index); }
 
  private:
-  torch::data::Example<> gather(const std::vector<int64_t>& classes, const std::vector<int64_t>& examples) const;
-
-  at::Tensor images_;
-  std::vector<int64_t> characters_;
-  int64_t turns_;
-  EpisodeSampler sampler_;
+  ImageTasks tasks_;
 };
 
 }  // namespace gimli::data

@@ -156,9 +156,8 @@ bool evaluate_and_write(const Experiment& experiment, const Config& config, cons
   if (!folder) return true;
   write_file(*folder / "evaluation.md", table);
   write_file(*folder / "evaluation.json", to_json(*evaluation).dump(2) + "\n");
-  if (const auto curves = adapted_curves(experiment, steps_to_draw(*evaluation)); !curves.is_null()) {
-    write_file(*folder / "adaptation.json", curves.dump() + "\n");
-  }
+  const auto curves = adaptation_figure(experiment, steps_to_draw(*evaluation));
+  write_figures(*folder / "figures.json", {curves ? *curves : adaptation_figure(*evaluation)});
   return true;
 }
 
@@ -171,7 +170,7 @@ struct TrainFlags {
 };
 
 constexpr const char* kRunFiles[] = {"config.toml",     "metrics.jsonl", "evaluation.md",  "evaluation.json",
-                                     "adaptation.json", "training.png",  "adaptation.png", "checkpoint.pt"};
+                                     "figures.json",    "training.png",  "adaptation.png", "checkpoint.pt"};
 
 bool holds_run(const fs::path& folder) {
   return fs::exists(folder / "checkpoint.pt") || fs::exists(folder / "metrics.jsonl");
@@ -364,7 +363,7 @@ int dispatch(int argc, char** argv) {
     for (const auto& setting : entry.schema.settings) flags->settings.add(*command, entry.schema, setting);
     command->footer(
         "Written to --out: config.toml, metrics.jsonl, checkpoint.pt, evaluation.md, evaluation.json,\n"
-        "adaptation.json, training.png, adaptation.png. Ctrl-C saves a checkpoint and stops; twice, it stops at once.");
+        "figures.json, training.png, adaptation.png. Ctrl-C saves a checkpoint and stops; twice, it stops at once.");
     command->callback([&action, &entry, flags] { action = [&entry, flags] { return run_train(entry, *flags); }; });
   }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "app/experiment.h"
+#include "app/figure.h"
 
 namespace gimli::app {
 
@@ -43,8 +44,11 @@ std::optional<Evaluation> evaluate_adaptation(const Experiment& experiment, int6
 std::string to_markdown(const Evaluation& evaluation);
 nlohmann::ordered_json to_json(const Evaluation& evaluation);
 
+/// The accuracy, or else the loss, by adaptation step, with its interval.
+Figure adaptation_figure(const Evaluation& evaluation);
+
 /// A few held-out sine waves to look at: the curve, the support points, and what the network says after each of
-/// `steps`, ascending. Null for other data sets.
-nlohmann::ordered_json adapted_curves(const Experiment& experiment, const std::vector<int64_t>& steps);
+/// `steps`, ascending; where it diverges, there is a gap. Nothing for other data sets.
+std::optional<Figure> adaptation_figure(const Experiment& experiment, const std::vector<int64_t>& steps);
 
 }  // namespace gimli::app

@@ -13,6 +13,7 @@
 
 #include "app/evaluation.h"
 #include "app/file.h"
+#include "app/gnuplot.h"
 #include "app/interrupt.h"
 #include "app/plot.h"
 #include "app/progress.h"
@@ -169,8 +170,8 @@ struct TrainFlags {
   SettingFlags settings;
 };
 
-constexpr const char* kRunFiles[] = {"config.toml",     "metrics.jsonl", "evaluation.md",  "evaluation.json",
-                                     "figures.json",    "training.png",  "adaptation.png", "checkpoint.pt"};
+constexpr const char* kRunFiles[] = {"config.toml",  "metrics.jsonl", "evaluation.md",  "evaluation.json",
+                                     "figures.json", "training.png",  "adaptation.png", "checkpoint.pt"};
 
 bool holds_run(const fs::path& folder) {
   return fs::exists(folder / "checkpoint.pt") || fs::exists(folder / "metrics.jsonl");

@@ -73,13 +73,6 @@ struct Figure {
 /// Throws a sentence that starts with `where` and names the figure if it is not one that can be drawn.
 void check_figure(const Figure& figure, const std::string& where);
 
-/// Whether gnuplot, which draws, is in the PATH.
-bool can_plot();
-
-/// Draws a figure to a file, replaced as a whole. All texts are taken literally. Throws, naming the file, if gnuplot
-/// fails.
-void draw(const Figure& figure, const std::filesystem::path& png);
-
 /// Writes figures as JSON: a list of objects with the names of the fields above, without those that are as they are by
 /// default; numbers that are not finite are null.
 void write_figures(const std::filesystem::path& path, const std::vector<Figure>& figures);

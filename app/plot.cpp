@@ -9,6 +9,7 @@
 #include <string_view>
 #include <tuple>
 
+#include "app/gnuplot.h"
 #include "app/metrics.h"
 
 namespace gimli::app {

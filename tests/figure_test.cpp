@@ -11,6 +11,7 @@
 #include "app/command.h"
 #include "app/evaluation.h"
 #include "app/file.h"
+#include "app/gnuplot.h"
 #include "app/plot.h"
 #include "expect.h"
 #include "temporary_folder.h"

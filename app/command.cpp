@@ -11,6 +11,7 @@
 #include <iostream>
 
 #include "app/file.h"
+#include "app/gnuplot.h"
 #include "app/interrupt.h"
 #include "app/metrics.h"
 #include "app/plot.h"

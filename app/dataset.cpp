@@ -1,5 +1,9 @@
 #include "app/dataset.h"
 
+#include <filesystem>
+
+#include "gimli/data/image_folder.h"
+#include "gimli/data/image_tasks.h"
 #include "gimli/data/omniglot.h"
 #include "gimli/data/sinusoid.h"
 #include "gimli/nn/mlp.h"
@@ -27,7 +31,7 @@ data::EpisodeSamplerOptions episodes(const Config& config, uint64_t seed) {
       .seed(seed);
 }
 
-void add_omniglot(Dataset& dataset, const Config& config, NetworkOptions& network, int64_t validation_classes) {
+void add_omniglot(Dataset& dataset, const Config& config, int64_t validation_classes) {
   using data::OmniglotSplit;
   const auto images =
       data::load_omniglot(data::OmniglotOptions(config.text("data_root")).validation_classes(validation_classes));
@@ -37,6 +41,26 @@ void add_omniglot(Dataset& dataset, const Config& config, NetworkOptions& networ
   dataset.training = tasks(OmniglotSplit::kTrain, config.integer("seed"));
   if (validation_classes > 0) dataset.validation = tasks(OmniglotSplit::kValidation, kHeldOutSeed);
   dataset.held_out = tasks(OmniglotSplit::kTest, kHeldOutSeed);
+}
+
+/// The folder of that name in `root`, or `root` itself if it has none.
+std::string folder_of(const std::filesystem::path& root, const std::string& name) {
+  return (std::filesystem::is_directory(root / name) ? root / name : root).string();
+}
+
+void add_mini_imagenet(Dataset& dataset, const Config& config, NetworkOptions& network) {
+  constexpr int64_t kSize = 84;
+  const auto images = data::load_image_folder(
+      data::ImageFolderOptions(folder_of(config.text("data_root"), "mini-imagenet")).size(kSize));
+  const auto options = data::ImageTasksOptions().moments(data::channel_moments(images.train));
+  const auto tasks = [&](const data::ImageClasses& split, uint64_t seed) {
+    return std::make_shared<data::ImageTasks>(split, episodes(config, seed), options);
+  };
+  dataset.training = tasks(images.train, config.integer("seed"));
+  dataset.validation = tasks(images.validation, kHeldOutSeed);
+  dataset.held_out = tasks(images.test, kHeldOutSeed);
+  network.channels = 3;
+  network.image_size = kSize;
 }
 
 }  // namespace
@@ -62,7 +86,11 @@ Dataset make_dataset(const Config& config, int64_t validation_classes, int64_t n
   if (dataset.classifies) {
     NetworkOptions network{
         .classes = config.integer("ways"), .hidden = config.integer("hidden"), .norm_steps = norm_steps};
-    add_omniglot(dataset, config, network, validation_classes);
+    if (name == "omniglot") {
+      add_omniglot(dataset, config, validation_classes);
+    } else {
+      add_mini_imagenet(dataset, config, network);
+    }
     torch::manual_seed(config.integer("seed"));
     dataset.network = make_network(config.text("model"), network);
   } else {

@@ -66,6 +66,11 @@ std::vector<double> to_vector(const at::Tensor& tensor) {
   return {values.const_data_ptr<double>(), values.const_data_ptr<double>() + values.numel()};
 }
 
+std::string steps_taken(int64_t steps) {
+  if (steps == 0) return "before adaptation";
+  return fmt::format("after {} step{}", steps, steps == 1 ? "" : "s");
+}
+
 }  // namespace
 
 std::optional<Evaluation> evaluate_adaptation(const Bilevel& problem, const Dataset& dataset,
@@ -119,38 +124,70 @@ nlohmann::ordered_json to_json(const Evaluation& evaluation) {
   return {{"tasks", evaluation.tasks}, {"interval", "1.96 s / sqrt(n)"}, {"steps", std::move(steps)}};
 }
 
-nlohmann::ordered_json adapted_curves(const Bilevel& problem, const Dataset& dataset,
-                                      const std::vector<int64_t>& steps) {
+Figure adaptation_figure(const Evaluation& evaluation) {
+  const bool classifies = evaluation.steps.front().accuracy.has_value();
+  Series series{fmt::format("mean of {} held-out tasks, 95 % interval", evaluation.tasks), Look::error_bars};
+  for (const auto& row : evaluation.steps) {
+    const auto& measure = classifies ? *row.accuracy : row.loss;
+    const double scale = classifies ? 100 : 1;
+    series.x.push_back(static_cast<double>(row.step));
+    series.y.push_back(scale * measure.mean);
+    series.low.push_back(scale * (measure.mean - measure.interval));
+    series.high.push_back(scale * (measure.mean + measure.interval));
+  }
+  Panel panel;
+  panel.x_label = "adaptation steps";
+  panel.y_label = classifies ? "accuracy on query sets (%)" : "loss on query sets";
+  panel.x_range = {-0.3, series.x.back() + 0.3};
+  panel.y_range.low = 0;
+  if (classifies) panel.y_range.high = 100;
+  panel.legend = classifies ? Legend::bottom_right : Legend::top_right;
+  panel.series.push_back(std::move(series));
+  return {"adaptation", 1, {std::move(panel)}};
+}
+
+std::optional<Figure> adaptation_figure(const Bilevel& problem, const Dataset& dataset,
+                                        const std::vector<int64_t>& steps) {
   constexpr int64_t kCurves = 4, kPoints = 201;
   const auto* sinusoid = dynamic_cast<const data::Sinusoid*>(dataset.held_out.get());
-  if (!sinusoid) return nullptr;
+  if (!sinusoid) return std::nullopt;
   const auto range = sinusoid->options().x();
   const auto x = at::linspace(range.low, range.high, kPoints, at::kFloat).unsqueeze(1);
 
-  auto curves = nlohmann::ordered_json::array();
+  Figure figure{"adaptation", 2, {}, /*shared_legend=*/true};
   for (int64_t index = 0; index < kCurves; ++index) {
     const auto task = task_on(*sinusoid, index, dataset.device);
     const auto reference = TaskRef::to(task);
     const auto curve = sinusoid->curve(index);
+    auto& panel = figure.panels.emplace_back();
+    panel.title = fmt::format("amplitude {:.2f}, phase {:.2f}", curve.amplitude, curve.phase);
+    panel.x_label = "x";
+    panel.x_range = {range.low, range.high};
+    auto& truth = panel.series.emplace_back(Series{"truth", Look::truth, to_vector(x), to_vector(x)});
+    for (auto& value : truth.y) value = curve(value);
+
     auto loop = problem.start(Graph::none);
-    auto predictions = nlohmann::ordered_json::array();
     at::NoGradGuard no_grad;
-    for (const auto step : steps) {
-      const bool finite = advance(problem, loop, reference, step);
-      const auto y = finite ? loop.run([&] { return dataset.network.forward(x.to(dataset.device), step); })
+    for (size_t s = 0; s < steps.size(); ++s) {
+      const bool finite = advance(problem, loop, reference, steps[s]);
+      const auto y = finite ? loop.run([&] { return dataset.network.forward(x.to(dataset.device), steps[s]); })
                             : at::full_like(x, kNaN);
-      predictions.push_back({{"step", step}, {"y", to_vector(y)}});
+      const bool last = s + 1 == steps.size();
+      panel.series.push_back({.title = steps_taken(steps[s]),
+                              .look = steps[s] == 0 ? Look::dashed : Look::line,
+                              .x = to_vector(x),
+                              .y = to_vector(y),
+                              .color = steps[s] == 0 ? kTeal
+                                       : last        ? kBlue
+                                                     : kOrange});
     }
-    std::vector<double> truth = to_vector(x);
-    for (auto& value : truth) value = curve(value);
-    curves.push_back({{"amplitude", curve.amplitude},
-                      {"phase", curve.phase},
-                      {"support", {{"x", to_vector(task.support.data)}, {"y", to_vector(task.support.target)}}},
-                      {"x", to_vector(x)},
-                      {"truth", std::move(truth)},
-                      {"predictions", std::move(predictions)}});
+    panel.series.push_back({.title = "support points",
+                            .look = Look::points,
+                            .x = to_vector(task.support.data),
+                            .y = to_vector(task.support.target),
+                            .color = kBlack});
   }
-  return curves;
+  return figure;
 }
 
 std::optional<Report> report_adaptation(const Bilevel& problem, const Dataset& dataset, const Config& config,
@@ -166,7 +203,11 @@ std::optional<Report> report_adaptation(const Bilevel& problem, const Dataset& d
                                      });
   }
   if (!evaluation) return std::nullopt;
-  return Report{to_markdown(*evaluation), to_json(*evaluation), {}};
+  std::vector<int64_t> drawn{0};
+  if (evaluation->steps.size() > 1) drawn.push_back(evaluation->steps[1].step);
+  if (evaluation->steps.size() > 2) drawn.push_back(evaluation->steps.back().step);
+  const auto curves = adaptation_figure(problem, dataset, drawn);
+  return Report{to_markdown(*evaluation), to_json(*evaluation), {curves ? *curves : adaptation_figure(*evaluation)}};
 }
 
 }  // namespace gimli::app

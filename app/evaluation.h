@@ -9,6 +9,7 @@
 #include "app/dataset.h"
 #include "app/estimate.h"
 #include "app/experiment.h"
+#include "app/figure.h"
 
 namespace gimli::app {
 
@@ -38,10 +39,13 @@ std::optional<Evaluation> evaluate_adaptation(const Bilevel& problem, const Data
 std::string to_markdown(const Evaluation& evaluation);
 nlohmann::ordered_json to_json(const Evaluation& evaluation);
 
+/// The accuracy, or else the loss, by adaptation step, with its interval.
+Figure adaptation_figure(const Evaluation& evaluation);
+
 /// A few held-out sine waves to look at: the curve, the support points, and what the network says after each of
-/// `steps`, ascending. Null for other data sets.
-nlohmann::ordered_json adapted_curves(const Bilevel& problem, const Dataset& dataset,
-                                      const std::vector<int64_t>& steps);
+/// `steps`, ascending; where it diverges, there is a gap. Nothing for other data sets.
+std::optional<Figure> adaptation_figure(const Bilevel& problem, const Dataset& dataset,
+                                        const std::vector<int64_t>& steps);
 
 /// Evaluates as the settings eval_tasks, eval_steps and quiet say. Nothing if it was `interrupted()`.
 std::optional<Report> report_adaptation(const Bilevel& problem, const Dataset& dataset, const Config& config,

@@ -25,7 +25,7 @@ class MetricsFile final {
 };
 
 /// All finished lines of such a file. Throws, naming file and line, if one is not a JSON object with the
-/// numbers iteration and outer_loss.
+/// number iteration.
 std::vector<nlohmann::json> read_metrics(const std::filesystem::path& path);
 
 }  // namespace gimli::app

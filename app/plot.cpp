@@ -2,21 +2,14 @@
 
 #include <c10/util/Exception.h>
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <fstream>
-#include <functional>
-#include <limits>
-#include <optional>
-#include <sstream>
+#include <map>
+#include <string>
+#include <string_view>
+#include <tuple>
 
-#include "app/file.h"
+#include "app/gnuplot.h"
 #include "app/metrics.h"
 
 namespace gimli::app {
@@ -25,74 +18,12 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-constexpr const char* kStyle = R"(
-set encoding utf8
-set rmargin 4
-set border 3 linewidth 1 linecolor rgb '#606060'
-set tics nomirror out scale 0.6 textcolor rgb '#303030'
-set grid linetype 1 linewidth 0.8 linecolor rgb '#dddddd'
-set key noenhanced samplen 2.5 spacing 1.2 textcolor rgb '#303030'
-set style line 1 linewidth 2.5 linecolor rgb '#2f5f8f'
-set style line 2 linewidth 2.5 linecolor rgb '#d07a28'
-set style line 3 linewidth 1 linecolor rgb '#c3cfdb'
-set style line 4 linewidth 3 linecolor rgb '#a9adb3'
-set style line 5 linewidth 2 linecolor rgb '#7da7a0' dashtype 2
-set style line 6 linewidth 1.5 linecolor rgb '#303030' pointtype 7 pointsize 1.1
-set style line 7 linewidth 1.5 linecolor rgb '#b03a48' pointtype 7 pointsize 0.9
-)";
+constexpr size_t kMostPanels = 6;
+constexpr std::string_view kEvaluation = "evaluation_";
 
-/// An empty plot over the whole width, for a key of one line; one in a panel would be as narrow as the panel.
-constexpr const char* kLegend = R"(
-set lmargin at screen 0.02
-set rmargin at screen 0.98
-set bmargin at screen 0
-set tmargin at screen 0.06
-unset border
-unset tics
-unset grid
-unset xlabel
-unset title
-set yrange [0:1]
-set key inside center center horizontal maxrows 1 samplen 2 width -1
-)";
-
-struct Series {
+struct Values {
   std::vector<double> x, y;
 };
-
-/// Runs gnuplot on a script that draws the file.
-void draw(const fs::path& file, const std::string& script) {
-  auto temporary = file;
-  temporary += ".tmp";
-  std::string quoted;
-  for (const char c : temporary.string()) quoted += c == '\'' ? std::string(2, c) : std::string(1, c);
-  const auto text = fmt::format(
-      "set terminal pngcairo size 1200,800 font 'DejaVu Sans,13' background '#ffffff'\n"
-      "set output '{}'\n{}{}\nset output\n",
-      quoted, kStyle, script);
-  // Without a file to write to, gnuplot would send the picture to its standard output and exit with 0.
-  TORCH_CHECK(std::ofstream(temporary), "cannot write ", file.string(), ": ", std::strerror(errno));
-  std::fflush(nullptr);
-  std::FILE* const gnuplot = popen("gnuplot >/dev/null 2>&1", "we");
-  TORCH_CHECK(gnuplot, "cannot start gnuplot");
-  std::fwrite(text.data(), 1, text.size(), gnuplot);
-  const int status = pclose(gnuplot);
-  std::error_code error, ignored;
-  const bool drawn = status == 0 && fs::file_size(temporary, error) > 0 && !error;
-  if (drawn) fs::rename(temporary, file, error);
-  if (!drawn || error) fs::remove(temporary, ignored);
-  TORCH_CHECK(drawn, "gnuplot failed to draw ", file.string());
-  TORCH_CHECK(!error, "cannot write ", file.string(), ": ", error.message());
-}
-
-std::string data_block(const std::string& name, const std::vector<std::vector<double>>& columns) {
-  std::string text = fmt::format("${} << EOD\n", name);
-  for (size_t row = 0; row < columns.front().size(); ++row) {
-    for (const auto& column : columns) text += std::isnan(column[row]) ? "NaN " : fmt::format("{:.7g} ", column[row]);
-    text += '\n';
-  }
-  return text + "EOD\n";
-}
 
 /// The mean of the `width` values around each one, of fewer at the ends.
 std::vector<double> smoothed(const std::vector<double>& values, size_t width) {
@@ -113,167 +44,129 @@ double quantile(std::vector<double> values, double part) {
   return *place;
 }
 
-Series series_of(const std::vector<json>& lines, const char* key, double scale) {
-  Series series;
+bool is_measure(const std::string& key) {
+  return key != "iteration" && key != "seconds" && !key.ends_with("_per_second");
+}
+
+bool is_accuracy(const std::string& key) { return key == "accuracy" || key.ends_with("_accuracy"); }
+
+std::map<std::string, Values> measures_of(const std::vector<json>& lines) {
+  std::map<std::string, Values> measures;
   for (const auto& line : lines) {
-    if (!line.contains(key) || !line[key].is_number()) continue;
-    series.x.push_back(line["iteration"].get<double>());
-    series.y.push_back(scale * line[key].get<double>());
-  }
-  return series;
-}
-
-/// One panel: the values of every iteration, their moving average, and evaluations between. Nothing if there are none.
-std::string training_panel(const std::vector<json>& lines, const std::string& key, const std::string& evaluation_key,
-                           const std::string& label, double scale) {
-  const auto raw = series_of(lines, key.c_str(), scale);
-  if (raw.x.empty()) return "";
-  const auto evaluated = series_of(lines, evaluation_key.c_str(), scale);
-  const auto width = std::max<size_t>(raw.y.size() / 40, 1);
-  auto text = data_block(key, {raw.x, raw.y, smoothed(raw.y, width)});
-  if (!evaluated.x.empty()) text += data_block(evaluation_key, {evaluated.x, evaluated.y});
-  const bool percent = scale == 100;
-  const double top = percent ? 100 : 1.1 * quantile(raw.y, 0.995);
-  text += fmt::format("set ylabel '{}'\nset yrange [{}:{}]\n", label, percent ? "*" : "0", top > 0 ? top : 1);
-  text += fmt::format("set xrange [{}:{}]\nset key {} right\n", std::min(1., raw.x.front()), std::max(raw.x.back(), 2.),
-                      percent ? "bottom" : "top");
-  text += fmt::format(
-      "plot ${0} using 1:2 with lines linestyle 3 title 'each iteration', "
-      "${0} using 1:3 with lines linestyle 1 title 'mean of {1} iterations'",
-      key, width / 2 * 2 + 1);
-  if (!evaluated.x.empty()) {
-    text += fmt::format(", ${} with linespoints linestyle 7 title 'held-out tasks, adapted'", evaluation_key);
-  }
-  return text + "\n";
-}
-
-std::string training_script(const std::vector<json>& lines) {
-  const auto loss = training_panel(lines, "outer_loss", "evaluation_loss", "outer loss", 1);
-  const auto accuracy = training_panel(lines, "accuracy", "evaluation_accuracy", "accuracy on query sets (%)", 100);
-  const std::string label = "set xlabel 'iteration'\n";
-  if (accuracy.empty()) return label + loss;
-  return label + "set multiplot layout 2,1 margins 0.08,0.97,0.09,0.97 spacing 0.1,0.11\n" + loss + accuracy +
-         "unset multiplot\n";
-}
-
-/// A measure by adaptation step, with its interval. Nothing if no step has a number.
-std::string steps_script(const json& evaluation) {
-  const auto& steps = evaluation.at("steps");
-  const bool classifies = steps.at(0).contains("accuracy");
-  std::vector<double> x, mean, interval;
-  for (const auto& row : steps) {
-    const auto& measure = row.at(classifies ? "accuracy" : "loss");
-    const auto& half = measure.at("interval");
-    if (measure.at("mean").is_null()) continue;
-    x.push_back(row.at("step").get<double>());
-    mean.push_back((classifies ? 100 : 1) * measure.at("mean").get<double>());
-    interval.push_back(half.is_number() ? (classifies ? 100 : 1) * half.get<double>() : 0.);
-  }
-  if (x.empty()) return "";
-  return data_block("steps", {x, mean, interval}) +
-         fmt::format(
-             "set xlabel 'adaptation steps'\nset ylabel '{}'\nset xrange [-0.3:{}]\nset yrange [{}]\n"
-             "set key {} right\n"
-             "plot $steps using 1:2 with lines linestyle 1 notitle, $steps using 1:2:3 with yerrorbars "
-             "linestyle 6 linecolor rgb '#2f5f8f' title 'mean of {} held-out tasks, 95 % interval'\n",
-             classifies ? "accuracy on query sets (%)" : "loss on query sets", x.back() + 0.3,
-             classifies ? "0:100" : "0:*", classifies ? "bottom" : "top", evaluation.at("tasks").get<int64_t>());
-}
-
-/// The numbers of a list, where null is NaN.
-std::vector<double> numbers(const json& list) {
-  std::vector<double> values;
-  for (const auto& item : list) {
-    values.push_back(item.is_null() ? std::numeric_limits<double>::quiet_NaN() : item.get<double>());
-  }
-  return values;
-}
-
-std::string step_name(int64_t step) {
-  if (step == 0) return "before adaptation";
-  return fmt::format("after {} step{}", step, step == 1 ? "" : "s");
-}
-
-/// A grid of sine waves.
-std::string curves_script(const json& curves) {
-  constexpr int kStyles[] = {5, 2, 1};
-  std::string blocks, legend = "plot NaN with lines linestyle 4 title 'truth'";
-  std::string plots =
-      "set multiplot layout 2,2 margins 0.06,0.98,0.14,0.95 spacing 0.07,0.12\n"
-      "set xlabel 'x' offset 0,0.5\nset xrange [-5:5]\n";
-  for (size_t c = 0; c < curves.size(); ++c) {
-    const auto& curve = curves[c];
-    std::vector<std::vector<double>> columns{numbers(curve.at("x")), numbers(curve.at("truth"))};
-    for (const auto& prediction : curve.at("predictions")) columns.push_back(numbers(prediction.at("y")));
-    for (const auto& column : columns) TORCH_CHECK(column.size() == columns[0].size(), "its columns differ in length");
-    const auto& support = curve.at("support");
-    blocks += data_block(fmt::format("curve{}", c), columns);
-    blocks += data_block(fmt::format("support{}", c), {numbers(support.at("x")), numbers(support.at("y"))});
-
-    plots += fmt::format("set title 'amplitude {:.2f}, phase {:.2f}' offset 0,-0.6\n",
-                         curve.at("amplitude").get<double>(), curve.at("phase").get<double>());
-    plots += fmt::format("plot $curve{} using 1:2 with lines linestyle 4 notitle", c);
-    for (size_t p = 0; p + 2 < columns.size(); ++p) {
-      const auto style = kStyles[std::min<size_t>(p, 2)];
-      plots += fmt::format(", $curve{} using 1:{} with lines linestyle {} notitle", c, p + 3, style);
-      if (c == 0) {
-        legend += fmt::format(", NaN with lines linestyle {} title '{}'", style,
-                              step_name(curve.at("predictions")[p].at("step").get<int64_t>()));
-      }
+    for (const auto& [key, value] : line.items()) {
+      if (!value.is_number() || !is_measure(key)) continue;
+      auto& values = measures[key];
+      values.x.push_back(line["iteration"].get<double>());
+      values.y.push_back((is_accuracy(key) ? 100 : 1) * value.get<double>());
     }
-    plots += fmt::format(", $support{} with points linestyle 6 notitle\n", c);
   }
-  return blocks + plots + kLegend + legend + ", NaN with points linestyle 6 title 'support points'\nunset multiplot\n";
+  return measures;
 }
 
-json read_json(const fs::path& file) {
-  const auto text = read_file(file);
-  auto value = json::parse(text, nullptr, /*allow_exceptions=*/false);
-  TORCH_CHECK(!value.is_discarded(), file.string(), " is not JSON");
-  return value;
+/// The measure that evaluation_X is drawn over; empty if it has a panel of its own.
+std::string below(const std::string& key, const std::map<std::string, Values>& measures) {
+  if (!key.starts_with(kEvaluation)) return "";
+  const auto measure = key.substr(kEvaluation.size());
+  for (const auto& name : {measure, "outer_" + measure}) {
+    if (measures.contains(name)) return name;
+  }
+  return "";
 }
 
-/// Draws with what `script` makes of the JSON in `source`. False if that is nothing.
-bool draw_json(const fs::path& file, const fs::path& source, const std::function<std::string(const json&)>& script) {
-  std::string text;
-  try {
-    text = script(read_json(source));
-  } catch (const json::exception&) {
-    TORCH_CHECK(false, source.string(), " is not as gimli writes it");
+/// Where to look: all but the few values that are far off. Of values that are not negative, 0 is in it.
+Range looked_at(const std::vector<const Values*>& drawn) {
+  double low = 0, high = 0;
+  bool negative = false;
+  for (const auto* values : drawn) {
+    high = std::max(high, quantile(values->y, drawn.front() == values ? 0.995 : 0.9));
+    negative |= *std::min_element(values->y.begin(), values->y.end()) < 0;
   }
-  if (!text.empty()) draw(file, text);
-  return !text.empty();
+  if (negative) return {};
+  return {low, high > 0 ? 1.1 * high : 1};
+}
+
+Panel panel_of(const std::string& key, const Values& values, const Values* evaluated, size_t lines) {
+  Panel panel;
+  panel.x_label = "iteration";
+  panel.y_label = key;
+  std::replace(panel.y_label.begin(), panel.y_label.end(), '_', ' ');
+  const auto add = [&](const std::string& title, Look look, const Values& points, int color) {
+    panel.series.push_back({.title = title, .look = look, .x = points.x, .y = points.y, .color = color});
+  };
+  if (2 * values.y.size() < lines) {
+    add("", Look::line_points, values, key.starts_with(kEvaluation) ? kRed : kBlue);
+  } else {
+    const auto width = std::max<size_t>(values.y.size() / 40, 1);
+    add("each iteration", Look::faint, values, kBlue);
+    add(fmt::format("mean of {} iterations", width / 2 * 2 + 1), Look::line, {values.x, smoothed(values.y, width)},
+        kBlue);
+  }
+  std::vector<const Values*> drawn{&values};
+  if (evaluated) {
+    add("evaluation", Look::line_points, *evaluated, kRed);
+    drawn.push_back(evaluated);
+  }
+  if (is_accuracy(key)) {
+    panel.y_label += " (%)";
+    panel.y_range.high = 100;
+    panel.legend = Legend::bottom_right;
+  } else {
+    panel.y_range = looked_at(drawn);
+  }
+  return panel;
 }
 
 }  // namespace
 
-bool can_plot() {
-  const char* const path = std::getenv("PATH");
-  std::istringstream folders(path ? path : "");
-  for (std::string folder; std::getline(folders, folder, ':');) {
-    const auto program = fs::path(folder) / "gnuplot";
-    if (::access(program.c_str(), X_OK) == 0 && !fs::is_directory(program)) return true;
+Figure training_figure(const std::vector<json>& lines) {
+  const auto measures = measures_of(lines);
+  std::vector<std::string> keys;
+  std::map<std::string, const Values*> evaluated;
+  for (const auto& [key, values] : measures) {
+    const auto measure = below(key, measures);
+    if (measure.empty()) {
+      keys.push_back(key);
+    } else {
+      evaluated[measure] = &values;
+    }
   }
-  return false;
+  std::sort(keys.begin(), keys.end(), [](const std::string& a, const std::string& b) {
+    const auto order = [](const std::string& key) { return std::tuple(key != "outer_loss", key != "accuracy", key); };
+    return order(a) < order(b);
+  });
+  keys.resize(std::min(keys.size(), kMostPanels));
+
+  Figure figure{"training", keys.size() <= 2 ? 1 : 2, {}, keys.size() > 2};
+  for (const auto& key : keys) {
+    const auto& values = measures.at(key);
+    auto& panel = figure.panels.emplace_back(
+        panel_of(key, values, evaluated.contains(key) ? evaluated[key] : nullptr, lines.size()));
+    panel.x_range = {std::min(1., lines.front()["iteration"].get<double>()),
+                     std::max(2., lines.back()["iteration"].get<double>())};
+  }
+  return figure;
 }
 
 std::vector<fs::path> plot_run(const fs::path& folder) {
   TORCH_CHECK(fs::is_directory(folder), "there is no folder ", folder.string());
-  std::vector<fs::path> drawn;
+  std::vector<Figure> figures;
   if (const auto source = folder / "metrics.jsonl"; fs::exists(source)) {
-    const auto lines = read_metrics(source);
-    if (!lines.empty()) {
-      drawn.push_back(folder / "training.png");
-      draw(drawn.back(), training_script(lines));
+    auto figure = training_figure(read_metrics(source));
+    if (!figure.panels.empty()) figures.push_back(std::move(figure));
+  }
+  if (const auto source = folder / "figures.json"; fs::exists(source)) {
+    for (auto& figure : read_figures(source)) {
+      TORCH_CHECK(figure.name != "training", source.string(),
+                  ": a figure must not have the name 'training', which is that of the metrics");
+      figures.push_back(std::move(figure));
     }
   }
-  const auto target = folder / "adaptation.png";
-  if (const auto source = folder / "adaptation.json"; fs::exists(source)) {
-    if (draw_json(target, source, curves_script)) drawn.push_back(target);
-  } else if (const auto evaluation = folder / "evaluation.json"; fs::exists(evaluation)) {
-    if (draw_json(target, evaluation, steps_script)) drawn.push_back(target);
+  TORCH_CHECK(!figures.empty(), folder.string(), " has nothing to draw: neither metrics.jsonl nor figures.json");
+  std::vector<fs::path> drawn;
+  for (const auto& figure : figures) {
+    drawn.push_back(folder / (figure.name + ".png"));
+    draw(figure, drawn.back());
   }
-  TORCH_CHECK(!drawn.empty(), folder.string(), " has nothing to draw: neither metrics.jsonl nor evaluation.json");
   return drawn;
 }
 

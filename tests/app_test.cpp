@@ -20,12 +20,12 @@
 #include "app/file.h"
 #include "app/interrupt.h"
 #include "app/metrics.h"
-#include "app/plot.h"
 #include "app/progress.h"
 #include "app/trainer.h"
 #include "gimli/data/sinusoid.h"
 #include "gimli/nn/mlp.h"
 #include "gimli/optim/rules/sgd.h"
+#include "temporary_folder.h"
 
 extern char** environ;
 
@@ -34,18 +34,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using Arguments = std::vector<std::string>;
-
-/// A folder that is gone at the end.
-class TemporaryFolder final {
- public:
-  TemporaryFolder() {
-    auto pattern = (fs::temp_directory_path() / "gimli-app-XXXXXX").string();
-    path = mkdtemp(pattern.data());
-  }
-  ~TemporaryFolder() { fs::remove_all(path); }
-
-  fs::path path;
-};
 
 /// Takes programs out of reach while it lives.
 class EmptyPath final {
@@ -615,7 +603,7 @@ TEST_F(CommandTest, LeavesTheFilesOfARun) {
   EXPECT_NE(outcome.out.find("adaptation steps"), std::string::npos);
   EXPECT_NE(outcome.err.find("gnuplot"), std::string::npos) << "no warning that there are no plots";
   for (const auto* file :
-       {"config.toml", "metrics.jsonl", "checkpoint.pt", "evaluation.md", "evaluation.json", "adaptation.json"}) {
+       {"config.toml", "metrics.jsonl", "checkpoint.pt", "evaluation.md", "evaluation.json", "figures.json"}) {
     EXPECT_TRUE(fs::exists(run / file)) << file;
   }
   const auto lines = read_metrics(run / "metrics.jsonl");
@@ -713,7 +701,7 @@ TEST_F(CommandTest, ADivergedEvaluationDoesNotEndARun) {
   EXPECT_NE(read_file(run / "evaluation.md").find(" nan |"), std::string::npos);
   EXPECT_EQ(read_file(run / "evaluation.md").find("-nan"), std::string::npos);
   EXPECT_TRUE(read_metrics(run / "metrics.jsonl")[0]["evaluation_loss"].is_null());
-  EXPECT_NE(read_file(run / "adaptation.json").find("null"), std::string::npos);
+  EXPECT_NE(read_file(run / "figures.json").find("null"), std::string::npos);
 }
 
 TEST_F(CommandTest, EveryInnerOptimizerTrains) {
@@ -809,44 +797,6 @@ TEST_F(CommandTest, RefusesToMixRuns) {
 }
 
 TEST_F(CommandTest, DataCheckOfSineWaves) { EXPECT_EQ(gimli({"data", "check"}).code, 0); }
-
-// plots
-
-TEST(PlotTest, DrawsWhatThereIs) {
-  if (!can_plot()) GTEST_SKIP() << "no gnuplot";
-  TemporaryFolder folder;
-  const auto run = folder.path / "it's a run";
-  ASSERT_EQ(gimli(small_training(run)).code, 0);
-  for (const auto* file : {"training.png", "adaptation.png"}) {
-    EXPECT_EQ(read_file(run / file).substr(1, 3), "PNG") << file;
-    fs::remove(run / file);
-  }
-  EXPECT_EQ(gimli({"plot", run.string()}).code, 0);
-  EXPECT_TRUE(fs::exists(run / "training.png"));
-  fs::remove(run / "adaptation.json");
-  write(run / "evaluation.json",
-        to_json({2, {{0, {1, 0.5}, Estimate{0.2, 0.1}}, {5, {0.1, std::nan("")}, Estimate{0.9, 0.1}}}}).dump());
-  write(run / "metrics.jsonl",
-        "{\"iteration\":1,\"outer_loss\":2.0,\"accuracy\":0.2}\n"
-        "{\"iteration\":2,\"outer_loss\":1.0,\"accuracy\":0.3,\"evaluation_accuracy\":0.4}\n{\"iter");
-  EXPECT_EQ(gimli({"plot", run.string()}).code, 0);
-  write(run / "metrics.jsonl", "{\"iteration\":1,\"outer_loss\":2.0,\"accuracy\":null}\n");
-  EXPECT_EQ(gimli({"plot", run.string()}).code, 0);
-  fs::create_directory(run / "training.png.tmp");
-  const auto blocked = gimli({"plot", run.string()});
-  EXPECT_EQ(blocked.code, 2);
-  EXPECT_EQ(blocked.out, "");
-  EXPECT_NE(blocked.err.find("training.png: Is a directory"), std::string::npos) << blocked.err;
-  fs::remove(run / "training.png.tmp");
-  write(run / "adaptation.json", "[{}]");
-  expect_refusal({"plot", run.string()}, "adaptation.json is not as gimli writes it");
-  write(run / "metrics.jsonl", "{\"iteration\":1,\"outer_loss\":null}\n");
-  expect_refusal({"plot", run.string()}, "metrics.jsonl, line 1, is not a line of metrics");
-  write(run / "metrics.jsonl", "nothing\n");
-  expect_refusal({"plot", run.string()}, "metrics.jsonl, line 1");
-  expect_refusal({"plot", folder.path.string()}, "nothing to draw");
-  expect_refusal({"plot", (folder.path / "nowhere").string()}, "there is no folder");
-}
 
 // processes
 

@@ -4,6 +4,7 @@
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/optim/adam.h>
 
+#include <map>
 #include <numeric>
 
 #include "app/evaluation.h"
@@ -327,6 +328,37 @@ class MamlPlusPlus final : public Experiment {
   at::Tensor best_accuracy_, best_epoch_;
 };
 
+/// What was learned of the inner optimizer by epoch (Figures 2 and 3 of the paper), a panel for each hyperparameter.
+std::optional<Figure> learned_figure(const std::vector<nlohmann::json>& metrics) {
+  std::map<std::string, std::vector<Series>> panels;
+  double epoch = 0;
+  for (const auto& line : metrics) {
+    if (!line.contains("learned")) continue;
+    ++epoch;
+    for (const auto& [name, values] : line["learned"].items()) {
+      auto& all = panels[name.substr(0, name.find('.'))];
+      for (size_t i = 0; i < values.size(); ++i) {
+        const auto title = fmt::format("{} {}", name, i);
+        auto found = std::find_if(all.begin(), all.end(), [&](const auto& series) { return series.title == title; });
+        if (found == all.end()) found = all.insert(all.end(), {.title = title, .look = Look::thin});
+        found->x.push_back(epoch);
+        found->y.push_back(values[i].get<double>());
+      }
+    }
+  }
+  if (panels.empty()) return std::nullopt;
+  Figure figure{"learned"};
+  figure.columns = static_cast<int64_t>(panels.size());
+  for (auto& [name, series] : panels) {
+    auto& panel = figure.panels.emplace_back();
+    panel.x_label = "epoch";
+    panel.y_label = "learned " + name + (panels.size() == 1 ? ", by tensor and step" : ", by tensor");
+    panel.legend = Legend::none;
+    panel.series = std::move(series);
+  }
+  return figure;
+}
+
 std::optional<Report> MamlPlusPlus::report(const std::vector<nlohmann::json>& metrics) {
   std::vector<int64_t> best(best_.size());
   std::iota(best.begin(), best.end(), 0);
@@ -377,6 +409,7 @@ std::optional<Report> MamlPlusPlus::report(const std::vector<nlohmann::json>& me
           "iterations of {}.\n",
           config_.text("model"), config_.text("inner_optimizer"), config_.integer("ways"), config_.integer("shots"),
           config_.text("dataset"), tasks, report.numbers["iterations"].get<int64_t>(), iterations());
+  if (auto figure = learned_figure(metrics)) report.figures.push_back(std::move(*figure));
   return report;
 }
 

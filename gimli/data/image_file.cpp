@@ -60,6 +60,7 @@ class JpegReader final {
     errors_.manager.error_exit = leave;
     errors_.manager.emit_message = leave_if_damaged;
   }
+  JpegReader(const JpegReader&) = delete;
   ~JpegReader() { jpeg_destroy_decompress(&info_); }
 
   // Both are false if libjpeg left, then message() says why.

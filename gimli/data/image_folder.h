@@ -51,9 +51,8 @@ struct ImageFolderData {
 ///
 /// Images that are not size x size become so by `resize_image`, which scales each side by itself. They are decoded by
 /// several threads into one tensor and kept in the cache folder, under a name made from the files' names, sizes and
-/// times of change, the options and the format's version, as bytes of which that tensor is a view: what takes a minute
-/// the first time takes as long as reading the tensor's bytes the next time. A cache that is damaged or cannot be
-/// written is ignored.
+/// times of change, the options and the format's version. What was read from there is not copied: the tensor is a view
+/// of it. A cache that is damaged or cannot be written is ignored.
 ///
 /// Throws, naming the file and of a CSV file the line, if an image is missing or damaged, a line is not of that form, a
 /// class has no images or is in two splits, or a split has no classes (that for validation only if its share is not 0).

@@ -408,8 +408,8 @@ int dispatch(int argc, char** argv) {
     command->add_flag("--overwrite", flags->overwrite, "Replace the run in --out");
     for (const auto& setting : entry.schema.settings) flags->settings.add(*command, entry.schema, setting);
     command->footer(
-        "Written to --out: config.toml, metrics.jsonl, checkpoint.pt, report.md, report.json, figures.json, and\n"
-        "pictures. Ctrl-C saves a checkpoint and stops; twice, it stops at once.");
+        "Written to --out: config.toml, metrics.jsonl, checkpoint.pt, report.md, report.json, figures.json,\n"
+        "and pictures. Ctrl-C saves a checkpoint and stops; twice, it stops at once.");
     command->callback([&action, &entry, flags] { action = [&entry, flags] { return run_train(entry, *flags); }; });
   }
 

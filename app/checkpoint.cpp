@@ -1,6 +1,7 @@
 #include "app/checkpoint.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <sstream>
 
@@ -94,11 +95,17 @@ Checkpoint load_checkpoint(const std::filesystem::path& path) {
 void restore(const Checkpoint& checkpoint, const TrainingState& training) {
   const auto& saved = checkpoint.tensors;
   const auto& tensors = training.tensors;
-  TORCH_CHECK(saved.names == tensors.names && checkpoint.optimizers.size() == training.optimizers.size(),
-              "the checkpoint holds other tensors than the experiment has");
+  TORCH_CHECK(saved.names == tensors.names, "the checkpoint's tensors are ",
+              fmt::format("{}", fmt::join(saved.names, ", ")), ", and the experiment's ",
+              fmt::format("{}", fmt::join(tensors.names, ", ")));
+  TORCH_CHECK(checkpoint.optimizers.size() == training.optimizers.size(), "the checkpoint has the states of ",
+              checkpoint.optimizers.size(), " optimizers, and the experiment has ", training.optimizers.size());
   for (size_t i = 0; i < saved.size(); ++i) {
-    TORCH_CHECK(saved.tensors[i].sizes() == tensors.tensors[i].sizes(), "the checkpoint's ", saved.names[i],
-                " has shape ", saved.tensors[i].sizes(), ", and the experiment's ", tensors.tensors[i].sizes());
+    const auto& a = saved.tensors[i];
+    const auto& b = tensors.tensors[i];
+    TORCH_CHECK(a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type(), "the checkpoint's ", saved.names[i],
+                " is ", a.scalar_type(), " of shape ", a.sizes(), ", and the experiment's ", b.scalar_type(),
+                " of shape ", b.sizes());
   }
   at::NoGradGuard no_grad;
   for (size_t i = 0; i < saved.size(); ++i) tensors.tensors[i].copy_(saved.tensors[i]);

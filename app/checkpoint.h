@@ -39,7 +39,7 @@ void save_checkpoint(const std::filesystem::path& path, const RunState& state, c
 Checkpoint load_checkpoint(const std::filesystem::path& path);
 
 /// Copies the values into `training`, whose optimizers have made no step. Throws if it does not have the checkpoint's
-/// names and shapes, and as many optimizers.
+/// names, shapes and dtypes, and as many optimizers; nothing was copied then.
 void restore(const Checkpoint& checkpoint, const TrainingState& training);
 
 /// The checkpoint of a run's folder, or `path` itself if it is a file.

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstring>
 #include <iostream>
+#include <sstream>
 
 #include "app/file.h"
 #include "app/gnuplot.h"
@@ -24,6 +25,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
+/// Columns of a help.
+constexpr size_t kHelpWidth = 100;
+
 /// The flags of some settings, as they were given.
 class SettingFlags final {
  public:
@@ -31,7 +35,11 @@ class SettingFlags final {
     auto& slot = slots_.emplace_back(std::make_unique<Slot>());
     slot->setting = setting;
     const auto flag = flag_of(setting.key);
-    const auto help = setting.help + defaults_of(schema, setting);
+    auto help = setting.help;
+    if (!setting.choices.empty() && !shows_choices(setting)) {
+      help += fmt::format(". Names: {}", fmt::join(setting.choices, ", "));
+    }
+    help += defaults_of(schema, setting);
     if (std::holds_alternative<bool>(setting.defaults.front())) {
       slot->option = command.add_flag(flag + ",!--no-" + flag.substr(2), slot->on, help);
     } else {
@@ -58,9 +66,18 @@ class SettingFlags final {
     bool on = false;
   };
 
+  /// The choices of a setting, as its flag shows them.
+  static std::string choices_of(const Setting& setting) { return fmt::format("{}", fmt::join(setting.choices, "|")); }
+
+  /// Whether a line has room for them beside the flag.
+  static bool shows_choices(const Setting& setting) {
+    return !setting.choices.empty() && setting.key.size() + choices_of(setting).size() < kHelpWidth - 10;
+  }
+
   static std::string type_name(const Setting& setting) {
     const auto index = setting.defaults.back().index();
-    if (!setting.choices.empty()) return fmt::format("{}{}", fmt::join(setting.choices, "|"), index == 6 ? ",..." : "");
+    if (shows_choices(setting)) return choices_of(setting) + (index == 6 ? ",..." : "");
+    if (!setting.choices.empty()) return index == 6 ? "NAME,..." : "NAME";
     switch (index) {
       case 2:
         return "N";
@@ -236,9 +253,9 @@ int run_train(const ExperimentEntry& entry, const TrainFlags& flags) {
 
 int run_list() {
   for (const auto& entry : experiments()) {
-    fmt::print("gimli train {}\n    {}\n", entry.name, entry.summary);
+    fmt::print("gimli train {:<28} {}\n", entry.name, entry.summary);
     for (const auto& preset : presets()) {
-      if (preset.experiment == entry.name) fmt::print("    --preset {:<28} {}\n", preset.name, preset.summary);
+      if (preset.experiment == entry.name) fmt::print("  --preset {:<29} {}\n", preset.name, preset.summary);
     }
   }
   return kDone;
@@ -295,13 +312,38 @@ int run_data_check(const std::string& dataset, const std::string& data_root) {
 
 // the command line
 
-/// Shows a flag that can be taken back as --[no-]flag.
+/// Shows a flag that can be taken back as --[no-]flag, and keeps lines within kHelpWidth.
 class HelpFormatter final : public CLI::Formatter {
  public:
   std::string make_option_name(const CLI::Option* option, bool is_positional) const override {
     const auto name = CLI::Formatter::make_option_name(option, is_positional);
     const auto negation = name.find(",--no-");
     return negation == std::string::npos ? name : "--[no-]" + name.substr(2, negation - 2);
+  }
+
+  std::string make_option_desc(const CLI::Option* option) const override {
+    return in_lines(CLI::Formatter::make_option_desc(option));
+  }
+
+  std::string make_subcommand(const CLI::App* command) const override {
+    std::ostringstream text;
+    CLI::detail::format_help(text, command->get_name(), in_lines(command->get_description()), column_width_);
+    return text.str();
+  }
+
+ private:
+  /// Broken between words to fit beside the first column.
+  std::string in_lines(const std::string& text) const {
+    std::istringstream words(text);
+    std::string lines, word;
+    size_t used = 0;
+    while (words >> word) {
+      const bool fits = used == 0 || used + 1 + word.size() <= kHelpWidth - column_width_;
+      if (used > 0) lines += fits ? ' ' : '\n';
+      used = (fits && used > 0 ? used + 1 : 0) + word.size();
+      lines += word;
+    }
+    return lines;
   }
 };
 
@@ -366,8 +408,8 @@ int dispatch(int argc, char** argv) {
     command->add_flag("--overwrite", flags->overwrite, "Replace the run in --out");
     for (const auto& setting : entry.schema.settings) flags->settings.add(*command, entry.schema, setting);
     command->footer(
-        "Written to --out: config.toml, metrics.jsonl, checkpoint.pt, report.md, report.json, figures.json, and\n"
-        "pictures. Ctrl-C saves a checkpoint and stops; twice, it stops at once.");
+        "Written to --out: config.toml, metrics.jsonl, checkpoint.pt, report.md, report.json, figures.json,\n"
+        "and pictures. Ctrl-C saves a checkpoint and stops; twice, it stops at once.");
     command->callback([&action, &entry, flags] { action = [&entry, flags] { return run_train(entry, *flags); }; });
   }
 

@@ -132,6 +132,7 @@ Config::Config(const Schema& schema, const Values& values) {
   const auto& name = std::get<std::string>(dataset);
   const auto place = std::find(schema.datasets.begin(), schema.datasets.end(), name) - schema.datasets.begin();
 
+  for (const auto& [key, value] : values) TORCH_CHECK(schema.find(key), "there is no setting '", key, "' here");
   for (const auto& setting : schema.settings) {
     const auto& fallback = &setting == &dataset_setting ? dataset : setting.default_for(place);
     const auto found = values.find(setting.key);

@@ -46,8 +46,8 @@ struct Schema {
 /// The settings of a run, every one with a value.
 class Config final {
  public:
-  /// `values` over the defaults for their data set. Throws if a setting has no meaning for the data set, or a value is
-  /// outside its range.
+  /// `values` over the defaults for their data set. Throws if there is no such setting, or if one has no meaning for
+  /// the data set or a value outside its range.
   Config(const Schema& schema, const Values& values);
 
   bool has(const std::string& key) const;

@@ -61,7 +61,6 @@ TEST(ConfigTest, EverySettingOfEveryExperimentHasAMeaningAndAHelp) {
   for (const auto& entry : experiments()) {
     SCOPED_TRACE(entry.name);
     EXPECT_EQ(entry.schema.settings.front().key, "dataset");
-    EXPECT_TRUE(entry.schema.find("iterations"));
     for (const auto& run_setting : run_settings(1)) EXPECT_TRUE(entry.schema.find(run_setting.key)) << run_setting.key;
     std::set<std::string> keys;
     for (const auto& setting : entry.schema.settings) {
@@ -174,6 +173,11 @@ TEST(ConfigTest, SuggestsWhatIsNear) {
 
 // presets
 
+int64_t iterations_of(const Config& config) {
+  return config.has("iterations") ? config.integer("iterations")
+                                  : config.integer("epochs") * config.integer("epoch_iterations");
+}
+
 TEST(PresetTest, EveryPresetIsAConfigurationOfItsExperiment) {
   std::set<std::pair<std::string, std::string>> names;
   for (const auto& preset : presets()) {
@@ -188,7 +192,7 @@ TEST(PresetTest, EveryPresetIsAConfigurationOfItsExperiment) {
     EXPECT_EQ(values.count("out") + values.count("threads") + values.count("device") + values.count("seed"), 0)
         << "it sets what is the user's to choose";
     const Config config(schema, values);
-    EXPECT_GT(config.integer("iterations"), 0);
+    EXPECT_GT(iterations_of(config), 0);
     EXPECT_EQ(&find_preset(preset.experiment, preset.name), &preset);
   }
 }
@@ -206,7 +210,7 @@ TEST(PresetTest, EveryExperimentHasASmallOne) {
     const auto& schema = find_experiment(small.experiment).schema;
     const auto& whole = find_preset(small.experiment, small.name.substr(0, small.name.size() - 6));
     const auto iterations = [&](const Preset& preset) {
-      return Config(schema, parse_config(schema, preset.toml, preset.name)).integer("iterations");
+      return iterations_of(Config(schema, parse_config(schema, preset.toml, preset.name)));
     };
     EXPECT_LT(iterations(small), iterations(whole));
   }

@@ -53,7 +53,7 @@ void write_images(const fs::path& root) {
       const auto color = torch::randint(40, 200, {3, 1, 1});
       for (int i = 0; i < 4; ++i) {
         const auto image = (color + torch::randint(-40, 40, {3, 12, 12})).to(torch::kByte);
-        data::write_file(root / split / ("class" + std::to_string(c)) / (std::to_string(i) + ".jpg"),
+        data::write_file(root / split / (split + std::to_string(c)) / (std::to_string(i) + ".jpg"),
                          data::write_jpeg(image.repeat_interleave(7, 1).repeat_interleave(7, 2), 90));
       }
     }

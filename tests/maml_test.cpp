@@ -189,14 +189,17 @@ TEST(MamlTest, TheMethodsDiffer) {
 
 TEST(MamlTest, EveryMethodLearnsABatchByHeart) {
   for (const auto& method : methods()) {
-    const bool reptile = method == "reptile";
-    const auto experiment = maml().make(small({{"method", method},
-                                               {"outer_lr", reptile ? 0.5 : 0.02},
-                                               {"outer_optimizer", std::string(reptile ? "sgd" : "adam")}}));
+    // What does not look at the query set, or takes the loop to have converged, needs more steps for less.
+    const bool exact = method != "reptile" && method != "imaml";
+    const auto experiment =
+        maml().make(small({{"method", method},
+                           {"inner_steps", int64_t{exact ? 2 : 16}},
+                           {"outer_lr", method == "reptile" ? 0.5 : 0.02},
+                           {"outer_optimizer", std::string(method == "reptile" ? "sgd" : "adam")}}));
     const auto outer_loss = [&] { return experiment->iterate(0)->metrics["outer_loss"].get<double>(); };
     const auto before = outer_loss();
     for (int i = 0; i < 150; ++i) outer_loss();
-    EXPECT_LT(outer_loss(), 0.5 * before) << method;
+    EXPECT_LT(outer_loss(), (exact ? 0.5 : 0.8) * before) << method;
   }
 }
 

@@ -6,163 +6,24 @@
 
 #include <CLI/CLI.hpp>
 #include <cerrno>
-#include <chrono>
 #include <cstring>
 #include <iostream>
 #include <sstream>
 
+#include "app/ablation.h"
+#include "app/data_check.h"
 #include "app/file.h"
 #include "app/gnuplot.h"
 #include "app/interrupt.h"
-#include "app/metrics.h"
 #include "app/plot.h"
 #include "app/preset.h"
-#include "app/trainer.h"
-#include "gimli/data/omniglot.h"
+#include "app/run.h"
+#include "app/setting_flags.h"
 
 namespace gimli::app {
 namespace {
 
 namespace fs = std::filesystem;
-
-/// Columns of a help.
-constexpr size_t kHelpWidth = 100;
-
-/// The flags of some settings, as they were given.
-class SettingFlags final {
- public:
-  void add(CLI::App& command, const Schema& schema, const Setting& setting) {
-    auto& slot = slots_.emplace_back(std::make_unique<Slot>());
-    slot->setting = setting;
-    const auto flag = flag_of(setting.key);
-    auto help = setting.help;
-    if (!setting.choices.empty() && !shows_choices(setting)) {
-      help += fmt::format(". Names: {}", fmt::join(setting.choices, ", "));
-    }
-    help += defaults_of(schema, setting);
-    if (std::holds_alternative<bool>(setting.defaults.front())) {
-      slot->option = command.add_flag(flag + ",!--no-" + flag.substr(2), slot->on, help);
-    } else {
-      slot->option = command.add_option(flag, slot->text, help)->type_name(type_name(setting));
-    }
-    slot->option->group(setting.group)->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
-  }
-
-  Values values() const {
-    Values values;
-    for (const auto& slot : slots_) {
-      if (slot->option->count() == 0) continue;
-      const bool is_flag = std::holds_alternative<bool>(slot->setting.defaults.front());
-      values[slot->setting.key] = is_flag ? Value(slot->on) : parse_value(slot->setting, slot->text);
-    }
-    return values;
-  }
-
- private:
-  struct Slot {
-    Setting setting;
-    CLI::Option* option = nullptr;
-    std::string text;
-    bool on = false;
-  };
-
-  /// The choices of a setting, as its flag shows them.
-  static std::string choices_of(const Setting& setting) { return fmt::format("{}", fmt::join(setting.choices, "|")); }
-
-  /// Whether a line has room for them beside the flag.
-  static bool shows_choices(const Setting& setting) {
-    return !setting.choices.empty() && setting.key.size() + choices_of(setting).size() < kHelpWidth - 10;
-  }
-
-  static std::string type_name(const Setting& setting) {
-    const auto index = setting.defaults.back().index();
-    if (shows_choices(setting)) return choices_of(setting) + (index == 6 ? ",..." : "");
-    if (!setting.choices.empty()) return index == 6 ? "NAME,..." : "NAME";
-    switch (index) {
-      case 2:
-        return "N";
-      case 3:
-        return "X";
-      case 5:
-        return "N,...";
-      default:
-        return setting.key == "device" ? "NAME" : "DIR";
-    }
-  }
-
-  static std::string plain(const Value& value) {
-    if (const auto* text = std::get_if<std::string>(&value)) return *text;
-    if (const auto* list = std::get_if<std::vector<int64_t>>(&value)) return fmt::format("{}", fmt::join(*list, ","));
-    const auto* const texts = std::get_if<std::vector<std::string>>(&value);
-    return texts ? fmt::format("{}", fmt::join(*texts, ",")) : to_string(value);
-  }
-
-  static std::string defaults_of(const Schema& schema, const Setting& setting) {
-    if (setting.key == "dataset") return " [" + plain(setting.defaults.front()) + "]";
-    const auto& first = setting.defaults.front();
-    if (first == Value(std::string())) return "";
-    std::vector<std::string> parts;
-    for (size_t i = 0; i < schema.datasets.size(); ++i) {
-      if (setting.default_for(i).index() == 0) continue;
-      parts.push_back(schema.datasets[i] + ": " + plain(setting.default_for(i)));
-    }
-    const bool same = std::all_of(setting.defaults.begin(), setting.defaults.end(),
-                                  [&](const Value& value) { return value == first; });
-    return same ? " [" + plain(first) + "]" : fmt::format(" [{}]", fmt::join(parts, "; "));
-  }
-
-  std::vector<std::unique_ptr<Slot>> slots_;
-};
-
-/// A path as a shell reads it.
-std::string quoted(const fs::path& path) {
-  constexpr auto kPlain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+=:@%,";
-  const auto text = path.string();
-  if (!text.empty() && text.find_first_not_of(kPlain) == std::string::npos) return text;
-  std::string result = "'";
-  for (const char c : text) result += c == '\'' ? std::string("'\\''") : std::string(1, c);
-  return result + "'";
-}
-
-/// The command that goes on with a run.
-std::string how_to_continue(const ExperimentEntry& entry, const fs::path& folder) {
-  return fmt::format("gimli train {} --resume --out {}", entry.name, quoted(folder));
-}
-
-/// Draws what can be drawn; a failure is no more than a warning.
-void draw(const fs::path& folder) {
-  std::string reason = "gnuplot is not installed";
-  if (can_plot()) {
-    try {
-      for (const auto& file : plot_run(folder)) fmt::print("{}\n", file.string());
-      return;
-    } catch (const c10::Error& error) {
-      reason = error.what_without_backtrace();
-    }
-  }
-  std::fflush(stdout);
-  fmt::print(stderr, "gimli: warning: no plots: {}; later: gimli plot {}\n", reason, quoted(folder));
-}
-
-constexpr const char* kRunFiles[] = {"config.toml", "metrics.jsonl", "checkpoint.pt", "report.md",
-                                     "report.json", "figures.json",  "training.png"};
-
-/// Prints the report of what was learned up to `iteration` and, if there is a folder, writes it there. False if
-/// interrupted.
-bool write_report(Experiment& experiment, const fs::path& metrics, int64_t iteration,
-                  const std::optional<fs::path>& folder) {
-  auto lines = fs::exists(metrics) ? read_metrics(metrics) : std::vector<nlohmann::json>();
-  std::erase_if(lines, [&](const auto& line) { return line["iteration"] > iteration; });
-  const auto report = experiment.report(lines);
-  if (!report) return false;
-  fmt::print("\n{}\n", report->markdown);
-  std::fflush(stdout);
-  if (!folder) return true;
-  write_file(*folder / "report.md", report->markdown);
-  write_file(*folder / "report.json", report->numbers.dump(2) + "\n");
-  write_figures(*folder / "figures.json", report->figures);
-  return true;
-}
 
 // train
 
@@ -172,10 +33,6 @@ struct TrainFlags {
   SettingFlags settings;
 };
 
-bool holds_run(const fs::path& folder) {
-  return fs::exists(folder / "checkpoint.pt") || fs::exists(folder / "metrics.jsonl");
-}
-
 /// A run to begin or to go on with.
 struct Run {
   Config config;
@@ -184,14 +41,18 @@ struct Run {
   std::optional<Checkpoint> checkpoint;
 };
 
+/// A preset below a file below flags.
+Values given_settings(const std::string& experiment, const Schema& schema, const std::string& preset,
+                      const std::string& config_file, const SettingFlags& flags) {
+  Values given;
+  if (!preset.empty()) given = parse_config(schema, find_preset(experiment, preset).toml, "the preset " + preset);
+  if (!config_file.empty()) given = merge(std::move(given), read_config(schema, config_file));
+  return merge(std::move(given), flags.values());
+}
+
 Run open_run(const ExperimentEntry& entry, const TrainFlags& flags) {
   const auto& schema = entry.schema;
-  auto given = flags.settings.values();
-  if (!flags.config_file.empty()) given = merge(read_config(schema, flags.config_file), given);
-  if (!flags.preset.empty()) {
-    const auto& preset = find_preset(entry.name, flags.preset);
-    given = merge(parse_config(schema, preset.toml, "the preset " + preset.name), given);
-  }
+  auto given = given_settings(entry.name, schema, flags.preset, flags.config_file, flags.settings);
   TORCH_CHECK(!flags.resume || !flags.overwrite, "give --resume or --overwrite, not both");
 
   const Config asked(schema, given);
@@ -225,39 +86,44 @@ Run open_run(const ExperimentEntry& entry, const TrainFlags& flags) {
 int run_train(const ExperimentEntry& entry, const TrainFlags& flags) {
   const InterruptGuard guard;
   const auto run = open_run(entry, flags);
-  const auto& config = run.config;
-  const auto experiment = entry.make(config);
-  const auto begun = run.checkpoint ? run.checkpoint->state.iteration : 0;
-  TORCH_CHECK(experiment->iterations() >= begun, (run.folder / "checkpoint.pt").string(), " is already at iteration ",
-              begun, ", beyond the ", experiment->iterations(), " that are asked for");
-  if (!run.checkpoint) {
-    for (const auto* name : kRunFiles) fs::remove(run.folder / name);
-  }
-  if (!config.flag("quiet")) {
-    fmt::print(stderr, "{} on {}: {} iterations, {}, in {}\n", entry.name, config.text("dataset"),
-               experiment->iterations(), begun > 0 ? fmt::format("from iteration {}", begun) : "from the start",
-               run.folder.string());
-  }
-  write_file(run.folder / "config.toml", fmt::format("# gimli train {}\n{}", entry.name, config.toml()));
-  const bool finished = train(*experiment, entry, config, run.folder, run.checkpoint) &&
-                        write_report(*experiment, run.folder / "metrics.jsonl", experiment->iterations(), run.folder);
-  if (!finished) {
-    fmt::print(stderr, "gimli: interrupted, and saved; continue with: {}\n", how_to_continue(entry, run.folder));
-    return kInterrupted;
-  }
-  draw(run.folder);
-  return kDone;
+  if (run_training(entry, run.config, run.folder, run.checkpoint)) return kDone;
+  fmt::print(stderr, "gimli: interrupted, and saved; continue with: gimli train {} --resume --out {}\n", entry.name,
+             quoted(run.folder));
+  return kInterrupted;
+}
+
+// ablate
+
+struct AblateFlags {
+  std::string preset, config_file;
+  SettingFlags settings;
+};
+
+int run_ablate(const AblateFlags& flags) {
+  const InterruptGuard guard;
+  const auto& schema = ablation_schema();
+  const auto given = given_settings("ablation", schema, flags.preset, flags.config_file, flags.settings);
+  Config config(schema, given);
+  fs::path folder = config.text("out");
+  if (folder.empty())
+    folder = fs::path("runs") / ("ablation-" + (flags.preset.empty() ? config.text("dataset") : flags.preset));
+  const FolderLock lock(folder);
+  if (ablate(config, folder)) return kDone;
+  fmt::print(stderr, "gimli: interrupted, and saved; the same command goes on where it stopped\n");
+  return kInterrupted;
 }
 
 // list
 
 int run_list() {
-  for (const auto& entry : experiments()) {
-    fmt::print("gimli train {:<28} {}\n", entry.name, entry.summary);
+  const auto print = [](const std::string& command, const std::string& experiment, const std::string& summary) {
+    fmt::print("gimli {:<34} {}\n", command, summary);
     for (const auto& preset : presets()) {
-      if (preset.experiment == entry.name) fmt::print("  --preset {:<29} {}\n", preset.name, preset.summary);
+      if (preset.experiment == experiment) fmt::print("  --preset {:<29} {}\n", preset.name, preset.summary);
     }
-  }
+  };
+  for (const auto& entry : experiments()) print("train " + entry.name, entry.name, entry.summary);
+  print("ablate maml++", "ablation", kAblationSummary);
   return kDone;
 }
 
@@ -275,7 +141,12 @@ int run_eval(const EvalFlags& flags) {
   const auto checkpoint = load_checkpoint(file);
   const auto& entry = find_experiment(checkpoint.state.experiment);
   const auto saved = parse_config(entry.schema, checkpoint.state.configuration, file.string());
-  const Config config(entry.schema, merge(saved, flags.settings.values()));
+  const auto given = flags.settings.values();
+  for (const auto& [key, value] : given) {
+    TORCH_CHECK(entry.schema.find(key), flag_of(key), " has no meaning for ", file.string(), ", which is of ",
+                entry.name);
+  }
+  const Config config(entry.schema, merge(saved, given));
   const auto experiment = entry.make(config);
   restore(checkpoint, experiment->state());
   std::optional<fs::path> folder;
@@ -289,25 +160,7 @@ int run_eval(const EvalFlags& flags) {
   fmt::print("{}: {} on {}, after {} iterations\n", file.string(), entry.name, config.text("dataset"),
              checkpoint.state.iteration);
   const auto metrics = fs::absolute(file).parent_path() / "metrics.jsonl";
-  if (!write_report(*experiment, metrics, checkpoint.state.iteration, folder)) return kInterrupted;
-  if (folder) draw(*folder);
-  return kDone;
-}
-
-// data check
-
-int run_data_check(const std::string& dataset, const std::string& data_root) {
-  if (dataset == "sinusoid") {
-    fmt::print("sinusoid is drawn as it is needed: there is nothing to read.\n");
-    return kDone;
-  }
-  const auto began = std::chrono::steady_clock::now();
-  const auto images = data::load_omniglot(data::OmniglotOptions(data_root).cache(false));
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
-  auto text = data::describe(data::summarize(images));
-  if (!text.ends_with('\n')) text += '\n';
-  fmt::print("{}read in {:.1f} s\n", text, seconds);
-  return kDone;
+  return report_run(*experiment, metrics, checkpoint.state.iteration, folder) ? kDone : kInterrupted;
 }
 
 // the command line
@@ -383,6 +236,15 @@ void check_no_extras(const CLI::App& command) {
               " --help");
 }
 
+/// The flags that name many settings at once.
+void add_sources(CLI::App& command, std::string& preset, std::string& config_file) {
+  command
+      .add_option("--config", config_file,
+                  "TOML file with any of the settings below, as inner_lr for --inner-lr; flags win")
+      ->type_name("FILE");
+  command.add_option("--preset", preset, "Settings by name, see gimli list; --config and flags win")->type_name("NAME");
+}
+
 int dispatch(int argc, char** argv) {
   CLI::App app("Generalized inner-loop meta-learning: trains, evaluates and plots.", "gimli");
   app.set_version_flag("--version", "gimli " GIMLI_VERSION);
@@ -397,12 +259,7 @@ int dispatch(int argc, char** argv) {
   for (const auto& entry : experiments()) {
     auto* flags = train_flags.emplace_back(std::make_unique<TrainFlags>()).get();
     auto* command = train_command->add_subcommand(entry.name, entry.summary);
-    command
-        ->add_option("--config", flags->config_file,
-                     "TOML file with any of the settings below, as inner_lr for --inner-lr; flags win")
-        ->type_name("FILE");
-    command->add_option("--preset", flags->preset, "Settings by name, see gimli list; --config and flags win")
-        ->type_name("NAME");
+    add_sources(*command, flags->preset, flags->config_file);
     command->add_flag("--resume", flags->resume,
                       "Continue the run in --out from its checkpoint, with the settings it was started with");
     command->add_flag("--overwrite", flags->overwrite, "Replace the run in --out");
@@ -413,6 +270,18 @@ int dispatch(int argc, char** argv) {
     command->callback([&action, &entry, flags] { action = [&entry, flags] { return run_train(entry, *flags); }; });
   }
 
+  AblateFlags ablate_flags;
+  auto* ablate_command = app.add_subcommand("ablate", "Train a grid of networks, inner optimizers and tasks");
+  auto* ablate_maml = ablate_command->add_subcommand("maml++", kAblationSummary);
+  add_sources(*ablate_maml, ablate_flags.preset, ablate_flags.config_file);
+  for (const auto& setting : ablation_schema().settings) {
+    ablate_flags.settings.add(*ablate_maml, ablation_schema(), setting);
+  }
+  ablate_maml->footer(
+      "Each row of the table is a run, in a folder of its own in --out. Ctrl-C saves and stops; the same command\n"
+      "goes on where it stopped.");
+  ablate_maml->callback([&] { action = [&] { return run_ablate(ablate_flags); }; });
+
   auto* list_command = app.add_subcommand("list", "What can be trained, and the presets of each");
   list_command->callback([&] { action = run_list; });
 
@@ -421,7 +290,7 @@ int dispatch(int argc, char** argv) {
   eval_command->add_option("--checkpoint", eval_flags.checkpoint, "A checkpoint, or the folder of a run")
       ->required()
       ->type_name("DIR|FILE");
-  const auto& schema = experiments().front().schema;
+  const auto& schema = find_experiment("maml").schema;
   for (const auto* key : {"eval_tasks", "eval_steps", "threads", "data_root", "device", "quiet"}) {
     auto setting = *schema.find(key);
     setting.group = "Options";
@@ -445,22 +314,26 @@ int dispatch(int argc, char** argv) {
 
   auto* data_command = app.add_subcommand("data", "Look after data sets");
   auto* check_command = data_command->add_subcommand("check", "Read a data set and say what is in it");
-  SettingFlags data_flags;
-  for (const auto* key : {"dataset", "data_root"}) {
-    auto setting = *schema.find(key);
-    setting.group = "Options";
-    data_flags.add(*check_command, schema, setting);
-  }
+  std::string dataset, data_root = "data";
+  std::vector<std::string> names;
+  for (const auto& row : checked_datasets()) names.push_back(row.name);
+  check_command->add_option("dataset,--dataset", dataset, "The data set")
+      ->required()
+      ->type_name(fmt::format("{}", fmt::join(names, "|")));
+  check_command
+      ->add_option("--data-root", data_root, "Folder with the data set, or with a folder of its name that has it")
+      ->type_name("DIR")
+      ->capture_default_str();
   check_command->callback([&] {
     action = [&] {
-      const Config config(schema, data_flags.values());
-      return run_data_check(config.text("dataset"), config.has("data_root") ? config.text("data_root") : "");
+      fmt::print("{}", check_dataset(dataset, data_root));
+      return kDone;
     };
   });
 
   const std::vector<CLI::App*> commands = [&] {
-    std::vector<CLI::App*> list{&app,         train_command, list_command, eval_command,
-                                plot_command, data_command,  check_command};
+    std::vector<CLI::App*> list{&app,         train_command, ablate_command, ablate_maml,  list_command,
+                                eval_command, plot_command,  data_command,   check_command};
     for (auto* command : train_command->get_subcommands([](const CLI::App*) { return true; })) list.push_back(command);
     return list;
   }();
@@ -481,7 +354,8 @@ int dispatch(int argc, char** argv) {
   for (const auto* command : commands) check_no_extras(*command);
   if (action) return action();
   if (app.got_subcommand(train_command)) TORCH_CHECK(false, "train what? For example: gimli train maml");
-  if (app.got_subcommand(data_command)) TORCH_CHECK(false, "data what? For example: gimli data check");
+  if (app.got_subcommand(ablate_command)) TORCH_CHECK(false, "ablate what? For example: gimli ablate maml++");
+  if (app.got_subcommand(data_command)) TORCH_CHECK(false, "data what? For example: gimli data check omniglot");
   std::cout << app.help();
   return kDone;
 }

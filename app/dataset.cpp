@@ -43,15 +43,10 @@ void add_omniglot(Dataset& dataset, const Config& config, int64_t validation_cla
   dataset.held_out = tasks(OmniglotSplit::kTest, kHeldOutSeed);
 }
 
-/// The folder of that name in `root`, or `root` itself if it has none.
-std::string folder_of(const std::filesystem::path& root, const std::string& name) {
-  return (std::filesystem::is_directory(root / name) ? root / name : root).string();
-}
-
 void add_mini_imagenet(Dataset& dataset, const Config& config, NetworkOptions& network) {
   constexpr int64_t kSize = 84;
   const auto images = data::load_image_folder(
-      data::ImageFolderOptions(folder_of(config.text("data_root"), "mini-imagenet")).size(kSize));
+      data::ImageFolderOptions(folder_in(config.text("data_root"), "mini-imagenet")).size(kSize));
   const auto options = data::ImageTasksOptions().moments(data::channel_moments(images.train));
   const auto tasks = [&](const data::ImageClasses& split, uint64_t seed) {
     return std::make_shared<data::ImageTasks>(split, episodes(config, seed), options);
@@ -99,6 +94,11 @@ Dataset make_dataset(const Config& config, int64_t validation_classes, int64_t n
   }
   dataset.network.module->to(dataset.device);
   return dataset;
+}
+
+std::string folder_in(const std::string& root, const std::string& name) {
+  const auto folder = std::filesystem::path(root) / name;
+  return std::filesystem::is_directory(folder) ? folder.string() : root;
 }
 
 at::Device parse_device(const std::string& name) {

@@ -31,6 +31,9 @@ struct Dataset {
 /// `validation_classes`, so many are set aside from the training classes; `norm_steps` is of the network.
 Dataset make_dataset(const Config& config, int64_t validation_classes = 0, int64_t norm_steps = 0);
 
+/// The folder of that name in `root`, or `root` itself if it has none.
+std::string folder_in(const std::string& root, const std::string& name);
+
 /// The device of that name. Throws if it is none or is not there.
 at::Device parse_device(const std::string& name);
 

@@ -28,7 +28,7 @@ struct Network {
 using NetworkFactory = std::function<Network(const NetworkOptions&)>;
 
 /// Makes a network known to every experiment that asks for one by name, beside those of the paper's Appendix B. A name
-/// that is known is replaced.
+/// that is known is replaced. To be done before the command runs.
 void register_network(const std::string& name, NetworkFactory factory);
 
 /// In the order in which they were registered.

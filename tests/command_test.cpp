@@ -11,6 +11,7 @@
 #include "app/metrics.h"
 #include "app/preset.h"
 #include "app_fixture.h"
+#include "photographs.h"
 
 namespace gimli::app {
 namespace {
@@ -46,7 +47,8 @@ TEST_F(CommandTest, HelpSaysWhatThereIs) {
 }
 
 TEST_F(CommandTest, HelpFitsATerminal) {
-  std::vector<Arguments> commands{{}, {"train"}, {"list"}, {"eval"}, {"plot"}, {"data"}, {"data", "check"}};
+  std::vector<Arguments> commands{{}, {"train"}, {"list"}, {"eval"}, {"plot"}, {"data"}, {"data", "check"},
+                                  {"ablate"}, {"ablate", "maml++"}};
   for (const auto& entry : experiments()) commands.push_back({"train", entry.name});
   for (const auto& command : commands) {
     const auto help = gimli(command + Arguments{"--help"});
@@ -60,7 +62,7 @@ TEST_F(CommandTest, ListsExperimentsAndPresetsLineByLine) {
   const auto list = gimli({"list"});
   EXPECT_EQ(list.code, 0);
   const auto lines = lines_of(list.out);
-  EXPECT_EQ(lines.size(), experiments().size() + presets().size());
+  EXPECT_EQ(lines.size(), experiments().size() + 1 + presets().size());  // and the ablation
   auto line = lines.begin();
   for (const auto& entry : experiments()) {
     ASSERT_NE(line, lines.end());
@@ -315,7 +317,15 @@ TEST_F(CommandTest, RefusesToMixRuns) {
   EXPECT_EQ(read_file(run / "metrics.jsonl"), metrics);
 }
 
-TEST_F(CommandTest, DataCheckOfSineWaves) { EXPECT_EQ(gimli({"data", "check"}).code, 0); }
+TEST_F(CommandTest, DataCheckSaysWhatItRead) {
+  expect_refusal({"data", "check"}, "dataset");
+  expect_refusal({"data", "check", "omniglott"}, "did you mean 'omniglot'");
+  expect_refusal({"data", "check", "cifar-10", "--data-root", folder.path.string()}, "data_batch_1.bin");
+  write_photographs(folder.path / "mini-imagenet");
+  const auto outcome = gimli({"data", "check", "mini-imagenet", "--data-root", folder.path.string()});
+  EXPECT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_NE(outcome.out.find("read in"), std::string::npos) << outcome.out;
+}
 
 }  // namespace
 }  // namespace gimli::app

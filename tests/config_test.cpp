@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 
+#include "app/ablation.h"
 #include "app/experiment.h"
 #include "app/preset.h"
 #include "app_fixture.h"
@@ -173,6 +174,10 @@ TEST(ConfigTest, SuggestsWhatIsNear) {
 
 // presets
 
+const Schema& schema_of(const Preset& preset) {
+  return preset.experiment == "ablation" ? ablation_schema() : find_experiment(preset.experiment).schema;
+}
+
 int64_t iterations_of(const Config& config) {
   return config.has("iterations") ? config.integer("iterations")
                                   : config.integer("epochs") * config.integer("epoch_iterations");
@@ -186,7 +191,7 @@ TEST(PresetTest, EveryPresetIsAConfigurationOfItsExperiment) {
     EXPECT_FALSE(preset.summary.empty());
     EXPECT_EQ(preset.summary.find('\n'), std::string::npos);
     EXPECT_TRUE(preset.toml.starts_with("# " + preset.summary + "\n"));
-    const auto& schema = find_experiment(preset.experiment).schema;
+    const auto& schema = schema_of(preset);
     const auto values = parse_config(schema, preset.toml, preset.name);
     EXPECT_EQ(values.count("dataset"), 1) << "it does not say what it is about";
     EXPECT_EQ(values.count("out") + values.count("threads") + values.count("device") + values.count("seed"), 0)
@@ -207,7 +212,7 @@ TEST(PresetTest, EveryExperimentHasASmallOne) {
   for (const auto& small : presets()) {
     if (!small.name.ends_with("-small")) continue;
     SCOPED_TRACE(small.experiment + " " + small.name);
-    const auto& schema = find_experiment(small.experiment).schema;
+    const auto& schema = schema_of(small);
     const auto& whole = find_preset(small.experiment, small.name.substr(0, small.name.size() - 6));
     const auto iterations = [&](const Preset& preset) {
       return iterations_of(Config(schema, parse_config(schema, preset.toml, preset.name)));

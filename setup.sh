@@ -89,6 +89,13 @@ install_packages() {  # the package lists are fetched anew only when those at ha
     { cat build/setup.log >&2; return 1; }
 }
 
+install_each() {  # what can be had of packages that do not come together
+  local package
+  for package in "$@"; do
+    install_packages "$package" || say "going on without $package"
+  done
+}
+
 pip_install() {  # into .venv, which is made when there is none
   local quiet=(--quiet)
   [[ -t 2 ]] && quiet=()
@@ -133,7 +140,7 @@ if command -v dpkg-query >/dev/null; then
     ((${#missing[@]} == 0)) || install_packages "${missing[@]}" || die "apt-get could not install ${missing[*]}."
     missing=()
     add_missing "${optional[@]}"
-    ((${#missing[@]} == 0)) || install_packages "${missing[@]}" || say "going on without ${missing[*]}"
+    ((${#missing[@]} == 0)) || install_packages "${missing[@]}" || install_each "${missing[@]}"
   elif ! pip_has "${missing[@]}"; then
     add_missing "${optional[@]}"
     say "Debian packages are missing, and installing them takes root:"

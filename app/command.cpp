@@ -278,8 +278,8 @@ int dispatch(int argc, char** argv) {
     ablate_flags.settings.add(*ablate_maml, ablation_schema(), setting);
   }
   ablate_maml->footer(
-      "Each row of the table is a run, in a folder of its own in --out. Ctrl-C saves and stops; the same command\n"
-      "goes on where it stopped.");
+      "Each row of the table is a run, in a folder of its own in --out. Ctrl-C saves and stops; the same\n"
+      "command goes on where it stopped.");
   ablate_maml->callback([&] { action = [&] { return run_ablate(ablate_flags); }; });
 
   auto* list_command = app.add_subcommand("list", "What can be trained, and the presets of each");

@@ -225,5 +225,31 @@ TEST(Optimizer, sets_all_groups_or_one_and_joins) {
   EXPECT_TRUE(at::equal(course.parameters[1], alone.parameters[0]));
 }
 
+TEST(Optimizer, starts_from_the_state_it_is_given) {
+  // As if two updates with gradients 1 and 2 had been made: the third is that of torch's Adam.
+  const auto parameter = torch::full({2}, 0.5, torch::kDouble).requires_grad_();
+  torch::optim::Adam outer({parameter}, torch::optim::AdamOptions(0.1));
+  for (const double gradient : {1., 2.}) {
+    parameter.mutable_grad() = torch::full_like(parameter, gradient);
+    outer.step();
+  }
+  const auto& moments =
+      static_cast<const torch::optim::AdamParamState&>(*outer.state().at(parameter.unsafeGetTensorImpl()));
+  Optimizer inner(Adam(0.1), {parameter});
+  inner.start_from(parameter, {moments.step(), {moments.exp_avg(), moments.exp_avg_sq()}});
+  EXPECT_FALSE(inner.groups()[0].states[0].slots[0].is_alias_of(moments.exp_avg()));
+
+  const auto expected = Optimizer(outer);
+  const auto& a = inner.groups()[0].states[0];
+  const auto& b = expected.groups()[0].states[0];
+  EXPECT_EQ(a.step, b.step);
+  for (size_t i = 0; i < 2; ++i) EXPECT_TRUE(torch::equal(a.slots[i], b.slots[i]));
+
+  const auto other = torch::zeros({3}, torch::kDouble).requires_grad_();
+  expect_error([&] { inner.start_from(other, {}); }, "no group holds the parameter of shape [3]");
+  expect_error([&] { inner.start_from(parameter, {1, {moments.exp_avg()}}); }, "Adam remembers 2 tensors");
+  expect_error([&] { inner.start_from(parameter, {1, {other, other}}); }, "slot 0 of Adam has shape [2], got [3]");
+}
+
 }  // namespace
 }  // namespace gimli::optim

@@ -8,6 +8,7 @@
 #include "app/file.h"
 #include "app/metrics.h"
 #include "app_fixture.h"
+#include "photographs.h"
 
 namespace gimli::app {
 namespace {
@@ -27,7 +28,7 @@ class ProcessTest : public testing::Test {
 /// A training of about a second, besides the start of the process.
 struct KilledTraining {
   std::string name;
-  Arguments arguments;  ///< of gimli train, without its folder
+  Arguments arguments;  ///< of gimli train, without its folder; DATA is a folder with photographs
   int64_t iterations;   ///< as the arguments say
 };
 
@@ -47,19 +48,54 @@ const KilledTraining kKilledTrainings[] = {
                      "--outer-lr", "0.5"}),
      200},
     {"imaml", maml_arguments({"--iterations", "100", "--method", "imaml", "--inner-steps", "4"}), 100},
+    {"maml_plus_plus",
+     {"maml++",
+      "--data-root",
+      "DATA",
+      "--dataset",
+      "mini-imagenet",
+      "--ways",
+      "2",
+      "--queries",
+      "1",
+      "--hidden",
+      "4",
+      "--inner-optimizer",
+      "adam",
+      "--inner-lr",
+      "0.01",
+      "--tasks",
+      "1",
+      "--inner-steps",
+      "2",
+      "--epochs",
+      "6",
+      "--epoch-iterations",
+      "8",
+      "--multi-step-epochs",
+      "3",
+      "--validation-tasks",
+      "2",
+      "--best-epochs",
+      "2",
+      "--eval-tasks",
+      "2"},
+     48},
 };
 
 class KillTest : public ProcessTest, public testing::WithParamInterface<KilledTraining> {
  protected:
   Arguments training(const fs::path& out) const {
-    return Arguments{"train"} + GetParam().arguments +
-           Arguments{"--out", out.string(), "--checkpoint-every", "3", "--quiet"};
+    auto arguments = GetParam().arguments;
+    std::replace(arguments.begin(), arguments.end(), std::string("DATA"), folder.path.string());
+    return Arguments{"train"} + arguments + Arguments{"--out", out.string(), "--checkpoint-every", "3", "--quiet"};
   }
 
   int64_t saved_iteration() const { return load_checkpoint(run / "checkpoint.pt").state.iteration; }
 };
 
 TEST_P(KillTest, SurvivesItAtAnyMoment) {
+  if (GetParam().name == "maml_plus_plus") write_photographs(folder.path / "mini-imagenet");
   ASSERT_EQ(gimli(training(whole)).code, 0);
   const auto seed = std::random_device{}();
   SCOPED_TRACE("seed " + std::to_string(seed));

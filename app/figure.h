@@ -50,15 +50,15 @@ enum class Legend { none, top_right, top_left, bottom_right, bottom_left };
 
 /// Axes with series, or a grid of images of one size.
 struct Panel {
-  std::string title, x_label, y_label;
-  Range x_range, y_range;
+  std::string title{}, x_label{}, y_label{};
+  Range x_range{}, y_range{};
   bool log_x = false, log_y = false;
   Legend legend = Legend::top_right;
-  std::vector<Series> series;
+  std::vector<Series> series{};
 
-  std::vector<Image> images;
+  std::vector<Image> images{};
   int64_t image_columns = 0;  ///< 0: as many as fill the panel best
-  Range shades;               ///< what is black and what is white; else the least and the greatest pixel of the panel
+  Range shades{};             ///< what is black and what is white; else the least and the greatest pixel of the panel
   bool heat_map = false;      ///< images of one number a pixel in color, with a scale
 };
 

@@ -11,9 +11,6 @@
 namespace gimli::app {
 namespace {
 
-/// Of the held-out tasks; out of the way of the seeds that people give.
-constexpr uint64_t kHeldOutSeed = 0x68656c642d6f7574;
-
 void add_sinusoid(Dataset& dataset, const Config& config) {
   const auto options = data::SinusoidOptions().shots(config.integer("shots")).queries(config.integer("queries"));
   auto training = options;

@@ -11,6 +11,9 @@
 
 namespace gimli::app {
 
+/// Of what is held out, tasks above all; out of the way of the seeds that people give.
+inline constexpr uint64_t kHeldOutSeed = 0x68656c642d6f7574;
+
 /// What is learned: tasks to train on, tasks held out, a new network for them, and their loss.
 struct Dataset {
   std::shared_ptr<const data::TaskSource> training;

@@ -23,11 +23,6 @@ struct Score {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-/// Whether a loss, inner or outer, was not finite.
-bool diverged(const c10::Error& error) {
-  return std::string_view(error.what_without_backtrace()).find("expected a finite number") != std::string_view::npos;
-}
-
 /// Goes on to `step`. False if the task diverges on the way.
 bool advance(const Bilevel& problem, InnerLoop& loop, const TaskRef& task, int64_t step) {
   try {
@@ -72,6 +67,10 @@ std::string steps_taken(int64_t steps) {
 }
 
 }  // namespace
+
+bool diverged(const c10::Error& error) {
+  return std::string_view(error.what_without_backtrace()).find("expected a finite number") != std::string_view::npos;
+}
 
 std::optional<Evaluation> evaluate_adaptation(const Bilevel& problem, const Dataset& dataset,
                                               const data::TaskSource& source, int64_t tasks, std::vector<int64_t> steps,

@@ -25,6 +25,9 @@ struct Evaluation {
   std::vector<StepEvaluation> steps;  ///< ascending, none first
 };
 
+/// Whether an error of the library says that a loss, inner or outer, was not finite.
+bool diverged(const c10::Error& error);
+
 /// Told how many tasks are done; false stops.
 using OnTasks = std::function<bool(int64_t done)>;
 

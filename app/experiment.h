@@ -28,6 +28,9 @@ struct Report {
   std::string markdown;            ///< printed, and report.md
   nlohmann::ordered_json numbers;  ///< report.json
   std::vector<Figure> figures;     ///< figures.json, drawn as <name>.png
+
+  /// Says of two of its numbers whether what is learned is better than a baseline, or the same as it.
+  void claim(const std::string& text, double learned, double baseline, bool holds);
 };
 
 /// A training that can be stopped between any two iterations. The trainer owns the loop around it, its record, its

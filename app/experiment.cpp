@@ -1,14 +1,17 @@
 #include "app/experiment.h"
 
+#include <fmt/format.h>
+
 #include <thread>
 
+#include "app/experiments/learning_rates.h"
 #include "app/experiments/maml.h"
 #include "app/experiments/maml_plus_plus.h"
 
 namespace gimli::app {
 
 const std::vector<ExperimentEntry>& experiments() {
-  static const std::vector<ExperimentEntry> entries{maml(), maml_plus_plus()};
+  static const std::vector<ExperimentEntry> entries{maml(), maml_plus_plus(), learning_rates()};
   return entries;
 }
 
@@ -17,6 +20,11 @@ const ExperimentEntry& find_experiment(const std::string& name) {
     if (entry.name == name) return entry;
   }
   TORCH_CHECK(false, "this gimli has no experiment '", name, "'");
+}
+
+void Report::claim(const std::string& text, double learned, double baseline, bool holds) {
+  numbers["claims"].push_back({{"claim", text}, {"learned", learned}, {"baseline", baseline}, {"holds", holds}});
+  markdown += fmt::format("- {}: {}\n", text, holds ? "yes" : "no");
 }
 
 std::vector<Setting> run_settings(int64_t checkpoint_every) {

@@ -8,6 +8,7 @@
 #include "app/file.h"
 #include "app/metrics.h"
 #include "app_fixture.h"
+#include "cifar10_files.h"
 #include "photographs.h"
 
 namespace gimli::app {
@@ -28,7 +29,7 @@ class ProcessTest : public testing::Test {
 /// A training of about a second, besides the start of the process.
 struct KilledTraining {
   std::string name;
-  Arguments arguments;  ///< of gimli train, without its folder; DATA is a folder with photographs
+  Arguments arguments;  ///< of gimli train, without its folder; DATA is a folder with data that the test writes
   int64_t iterations;   ///< as the arguments say
 };
 
@@ -81,6 +82,29 @@ const KilledTraining kKilledTrainings[] = {
       "--eval-tasks",
       "2"},
      48},
+    {"learning_rates",
+     {"learning-rates",
+      "--data-root",
+      "DATA",
+      "--layers",
+      "1,1",
+      "--growth",
+      "2",
+      "--seeds",
+      "2",
+      "--epochs",
+      "6",
+      "--epoch-iterations",
+      "2",
+      "--batch",
+      "16",
+      "--inner-steps",
+      "3",
+      "--meta-batch",
+      "4",
+      "--meta-batches",
+      "2"},
+     72},
 };
 
 class KillTest : public ProcessTest, public testing::WithParamInterface<KilledTraining> {
@@ -96,6 +120,7 @@ class KillTest : public ProcessTest, public testing::WithParamInterface<KilledTr
 
 TEST_P(KillTest, SurvivesItAtAnyMoment) {
   if (GetParam().name == "maml_plus_plus") write_photographs(folder.path / "mini-imagenet");
+  if (GetParam().name == "learning_rates") write_cifar10(folder.path, 40, 20);
   ASSERT_EQ(gimli(training(whole)).code, 0);
   const auto seed = std::random_device{}();
   SCOPED_TRACE("seed " + std::to_string(seed));

@@ -1,11 +1,8 @@
 #include "app/config.h"
 
-#include <algorithm>
 #include <set>
 
-#include "app/ablation.h"
 #include "app/experiment.h"
-#include "app/preset.h"
 #include "app_fixture.h"
 #include "expect.h"
 
@@ -170,62 +167,6 @@ TEST(ConfigTest, WhatIsAskedForMustNotChangeTheNumbersOfARun) {
 TEST(ConfigTest, SuggestsWhatIsNear) {
   EXPECT_EQ(suggestion("iteratoins", {"tasks", "iterations"}), "; did you mean 'iterations'?");
   EXPECT_EQ(suggestion("zzzzzzz", {"tasks", "iterations"}), "");
-}
-
-// presets
-
-const Schema& schema_of(const Preset& preset) {
-  return preset.experiment == "ablation" ? ablation_schema() : find_experiment(preset.experiment).schema;
-}
-
-int64_t iterations_of(const Config& config) {
-  return config.has("iterations") ? config.integer("iterations")
-                                  : config.integer("epochs") * config.integer("epoch_iterations");
-}
-
-TEST(PresetTest, EveryPresetIsAConfigurationOfItsExperiment) {
-  std::set<std::pair<std::string, std::string>> names;
-  for (const auto& preset : presets()) {
-    SCOPED_TRACE(preset.experiment + " " + preset.name);
-    EXPECT_TRUE(names.insert({preset.experiment, preset.name}).second);
-    EXPECT_FALSE(preset.summary.empty());
-    EXPECT_EQ(preset.summary.find('\n'), std::string::npos);
-    EXPECT_TRUE(preset.toml.starts_with("# " + preset.summary + "\n"));
-    const auto& schema = schema_of(preset);
-    const auto values = parse_config(schema, preset.toml, preset.name);
-    EXPECT_EQ(values.count("dataset"), 1) << "it does not say what it is about";
-    EXPECT_EQ(values.count("out") + values.count("threads") + values.count("device") + values.count("seed"), 0)
-        << "it sets what is the user's to choose";
-    const Config config(schema, values);
-    EXPECT_GT(iterations_of(config), 0);
-    EXPECT_EQ(&find_preset(preset.experiment, preset.name), &preset);
-  }
-}
-
-TEST(PresetTest, EveryExperimentHasASmallOne) {
-  for (const auto& entry : experiments()) {
-    const auto is_small = [&](const Preset& preset) {
-      return preset.experiment == entry.name && preset.name.ends_with("-small");
-    };
-    EXPECT_TRUE(std::any_of(presets().begin(), presets().end(), is_small)) << entry.name;
-  }
-  for (const auto& small : presets()) {
-    if (!small.name.ends_with("-small")) continue;
-    SCOPED_TRACE(small.experiment + " " + small.name);
-    const auto& schema = schema_of(small);
-    const auto& whole = find_preset(small.experiment, small.name.substr(0, small.name.size() - 6));
-    const auto iterations = [&](const Preset& preset) {
-      return iterations_of(Config(schema, parse_config(schema, preset.toml, preset.name)));
-    };
-    EXPECT_LT(iterations(small), iterations(whole));
-  }
-}
-
-TEST(PresetTest, RefusesWhatIsNotThere) {
-  expect_error([] { find_preset("maml", "sinusoid-smal"); },
-               "maml has no preset 'sinusoid-smal'; it has anil-omniglot, ");
-  expect_error([] { find_preset("maml", "sinusoid-smal"); }, "; did you mean 'sinusoid-small'?");
-  expect_error([] { find_preset("nothing", "sinusoid"); }, "nothing has no preset 'sinusoid'; it has none");
 }
 
 }  // namespace

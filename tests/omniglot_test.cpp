@@ -1,7 +1,5 @@
 #include "gimli/data/omniglot.h"
 
-#include <archive.h>
-#include <archive_entry.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
@@ -12,10 +10,9 @@
 #include <numeric>
 #include <set>
 
-#include "data_fixture.h"
-#include "gimli/data/archive.h"
 #include "gimli/data/cache_file.h"
 #include "gimli/data/counter_rng.h"
+#include "omniglot_files.h"
 
 using namespace gimli::data;
 using testing::Test;
@@ -23,39 +20,6 @@ using testing::Test;
 using gimli::message_of;
 
 namespace {
-
-// `ink` uint8 [height, width] of 0 and 1, as a 1-bit PNG where paper is 1.
-std::string write_drawing(const torch::Tensor& ink) {
-  const auto pixel = ink.accessor<uint8_t, 2>();
-  Rows rows;
-  for (int64_t y = 0; y < ink.size(0); ++y) {
-    std::vector<uint8_t> row((ink.size(1) + 7) / 8, 0);
-    for (int64_t x = 0; x < ink.size(1); ++x) {
-      if (!pixel[y][x]) row[x / 8] |= 0x80 >> (x % 8);
-    }
-    rows.push_back(row);
-  }
-  return write_png(rows, ink.size(1), 1, PNG_COLOR_TYPE_GRAY);
-}
-
-void write_zip(const fs::path& path, const std::vector<ArchiveEntry>& entries) {
-  fs::create_directories(path.parent_path());
-  archive* writer = archive_write_new();
-  archive_write_set_format_zip(writer);
-  ASSERT_EQ(archive_write_open_filename(writer, path.c_str()), ARCHIVE_OK);
-  for (const auto& [name, bytes] : entries) {
-    archive_entry* entry = archive_entry_new();
-    archive_entry_set_pathname(entry, name.c_str());
-    archive_entry_set_filetype(entry, name.ends_with('/') ? AE_IFDIR : AE_IFREG);
-    archive_entry_set_perm(entry, 0644);
-    archive_entry_set_size(entry, static_cast<int64_t>(bytes.size()));
-    ASSERT_EQ(archive_write_header(writer, entry), ARCHIVE_OK);
-    archive_write_data(writer, bytes.data(), bytes.size());
-    archive_entry_free(entry);
-  }
-  archive_write_close(writer);
-  archive_write_free(writer);
-}
 
 constexpr int64_t kDrawings = 4;
 

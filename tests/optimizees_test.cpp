@@ -49,7 +49,8 @@ TEST(QuadraticsTest, AreTheSquaredDistanceOfNormalMatricesAndTargets) {
 }
 
 TEST(QuadraticsTest, DoNotDependOnWhatIsDrawnWithThem) {
-  const auto together = quadratics(0, 4), point = at::linspace(-1, 1, 3, kDouble);
+  const auto together = quadratics(0, 4);
+  const auto point = at::linspace(-1, 1, 3, kDouble);
   const auto losses = losses_at(together, point);
   for (int64_t i = 0; i < 4; ++i) {
     const auto alone = quadratics(i, 1);

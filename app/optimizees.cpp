@@ -83,7 +83,8 @@ OptimizeeSplits make_optimizees(const Config& config) {
   const auto validation_seed = fork_seed(kHeldOutSeed, 0), held_out_seed = fork_seed(kHeldOutSeed, 1);
   if (config.text("dataset") == "quadratic") {
     const auto quadratics = [&](uint64_t s) {
-      return std::make_shared<const Quadratics>(s, config.integer("dimensions"), at::TensorOptions(device));
+      return std::make_shared<const Quadratics>(s, config.integer("dimensions"),
+                                                at::TensorOptions(device).dtype(at::kFloat));
     };
     return {quadratics(seed), quadratics(validation_seed), quadratics(held_out_seed)};
   }

@@ -47,11 +47,12 @@ Schema make_schema() {
       {"layers", "Learned optimizer", "Layers of the LSTM",              {integer(2)}, true, 1},
       {"hidden_size", "Learned optimizer", "Units in each of them",      {integer(20)}, true, 1},
       {"scale", "Learned optimizer", "What its output is multiplied by", {0.1}, true, 0},
-      {"iterations", "Meta-training", "Batches of problems",             {integer(10000)}, false, 0},
+      {"iterations", "Meta-training", "Batches of problems",             {integer(10000)}, true, 0},
       {"tasks", "Meta-training", "Problems in a batch",                  {integer(128),      integer(1)}, true, 1},
       {"horizon", "Meta-training", "Steps on each problem",              {integer(100)}, true, 1},
       {"unroll", "Meta-training", "Steps from one meta-update to the next", {integer(20)}, true, 1},
       {"outer_lr", "Meta-training", "Learning rate of the outer Adam",   {1e-3}, true, 0},
+      {"anneal", "Meta-training", "Lower that rate to 0 by a cosine over the iterations", {false}},
       {"strategy", "Meta-training", "first-order: the problems' gradients as constants, as in the source; unroll: exact; "
                                     "replay: exact, in less memory and more time",
                                                                          {text("first-order")}, true, 0,
@@ -168,6 +169,11 @@ class LearnedOptimizer final : public Experiment {
   std::optional<Iteration> iterate(int64_t iteration) override {
     const auto tasks = config_.integer("tasks"), horizon = config_.integer("horizon"),
                unroll = config_.integer("unroll");
+    if (config_.flag("anneal")) {
+      const auto part = static_cast<double>(iteration) / static_cast<double>(iterations());
+      const auto rate = config_.number("outer_lr") * (1 + std::cos(M_PI * part)) / 2;
+      for (auto& group : adam_->param_groups()) group.options().set_lr(rate);
+    }
     const auto began = Clock::now();
     const auto optimizees = problems_.training->draw(iteration * tasks, tasks);
     std::vector<std::optional<InnerState>> states(optimizees.size());
@@ -367,7 +373,7 @@ std::optional<at::Tensor> losses_of(const Optimizee& optimizee, const optim::Opt
     const auto now = loop.run([&] { return optimizee.losses(step); });
     losses.push_back(now.detach());
     if (step == steps) return at::stack(losses, 1).to(at::kCPU, at::kDouble);
-    loop.step(at::where(now.isfinite(), now, 0).sum());
+    loop.step(at::where(now.isfinite(), now, 0).sum(at::kDouble));
   }
 }
 

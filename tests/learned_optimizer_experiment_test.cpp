@@ -257,8 +257,8 @@ TEST_F(LearnedOptimizerExperimentTest, MetaGradientsAreThoseOfTheStrategy) {
   const auto distance = [&](const std::string& strategy) {
     return ((gradient(strategy) - exact).norm() / exact.norm()).item<double>();
   };
-  EXPECT_LT(distance("replay"), 1e-3);
-  EXPECT_GT(distance("first-order"), 1e-2);
+  EXPECT_LT(distance("replay"), 1e-4);
+  EXPECT_GT(distance("first-order"), 1e-3);
 }
 
 TEST_F(LearnedOptimizerExperimentTest, AnnealsByACosine) {
@@ -279,6 +279,7 @@ TEST_F(LearnedOptimizerExperimentTest, Learns) {
                                                                         {"hidden_size", int64_t{8}},
                                                                         {"horizon", int64_t{20}},
                                                                         {"unroll", int64_t{10}},
+                                                                        {"eval_horizon", int64_t{20}},
                                                                         {"outer_lr", 3e-2}}));
   double first = 0, last = 0;
   for (int64_t i = 0; i < 60; ++i) {
@@ -373,7 +374,7 @@ TEST_F(LearnedOptimizerExperimentTest, TrainsByCommandAndDrawsItsFigure) {
     fs::remove_all(run);
     const auto outcome = gimli(training(dataset));
     ASSERT_EQ(outcome.code, 0) << outcome.err;
-    EXPECT_NE(outcome.out.find("| learned"), std::string::npos) << outcome.out;
+    EXPECT_NE(outcome.out.find(" learned | none |"), std::string::npos) << outcome.out;
     const auto report = nlohmann::json::parse(read_file(run / "report.json"));
     EXPECT_EQ(report["optimizers"].size(), 4u);
     EXPECT_EQ(read_figures(run / "figures.json").size(), 1u);

@@ -105,6 +105,10 @@ const KilledTraining kKilledTrainings[] = {
       "--meta-batches",
       "2"},
      72},
+    {"learned_optimizer",
+     {"learned-optimizer", "--iterations", "80", "--tasks", "2", "--horizon", "10", "--unroll", "5", "--rates", "3",
+      "--validation-tasks", "2", "--eval-tasks", "4", "--eval-horizon", "20"},
+     80},
 };
 
 class KillTest : public ProcessTest, public testing::WithParamInterface<KilledTraining> {

@@ -105,6 +105,10 @@ const KilledTraining kKilledTrainings[] = {
       "--meta-batches",
       "2"},
      72},
+    {"learned_loss",
+     {"learned-loss", "--hidden", "8", "--loss-hidden", "6,6", "--inner-steps", "3", "--tasks", "2", "--iterations",
+      "100", "--validation-tasks", "2", "--eval-tasks", "3", "--eval-steps", "5"},
+     100},
 };
 
 class KillTest : public ProcessTest, public testing::WithParamInterface<KilledTraining> {

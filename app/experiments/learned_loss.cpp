@@ -392,8 +392,8 @@ NamedTensors LossNetwork::parameters() const { return ModelTensors(layers).param
 Bilevel training_with(Loss loss, const Dataset& dataset, double lr) {
   const auto& module = dataset.network.module;
   return Bilevel(module, optim::Optimizer(optim::SGD(lr), module->parameters()))
-      .inner([loss = std::move(loss), forward = dataset.network.forward](const data::Task& task) {
-        return loss(forward(task.support.data, 0), task.support.target);
+      .inner([loss = std::move(loss), &dataset](const data::Task& task) {
+        return loss(dataset.network.forward(task.support.data, 0), task.support.target);
       })
       .outer([&dataset](const data::Task& task) { return dataset.score(task.query); });
 }

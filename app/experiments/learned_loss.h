@@ -48,6 +48,7 @@ class LossNetwork final {
 using Loss = std::function<at::Tensor(const at::Tensor& outputs, const at::Tensor& targets)>;
 
 /// SGD at `lr` on `loss` of a task's support examples; the outer value is the data set's score of the query examples.
+/// `dataset` must outlive it.
 Bilevel training_with(Loss loss, const Dataset& dataset, double lr);
 
 /// `problem` from weights that are drawn for it: a function of `seed`.

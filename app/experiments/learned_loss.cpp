@@ -194,7 +194,6 @@ class LearnedLoss final : public Experiment {
   TrainingState state() override { return {phi_, {adam_.get()}}; }
 
   std::optional<Iteration> iterate(int64_t iteration) override {
-    if (interrupted()) return std::nullopt;
     const auto tasks = tasks_.take(iteration);
     const auto seed = fork_seed(fork_seed(config_.integer("seed"), kTrainingWeights), iteration);
     const auto problem =

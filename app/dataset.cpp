@@ -13,13 +13,14 @@ namespace {
 
 void add_sinusoid(Dataset& dataset, const Config& config) {
   const auto options = data::SinusoidOptions().shots(config.integer("shots")).queries(config.integer("queries"));
-  auto training = options;
-  auto held_out = options;
+  auto training = options, validation = options, held_out = options;
   dataset.training = std::make_shared<data::Sinusoid>(training.seed(config.integer("seed")));
+  dataset.validation = std::make_shared<data::Sinusoid>(validation.seed(fork_seed(kHeldOutSeed, 1)));
   dataset.held_out = std::make_shared<data::Sinusoid>(held_out.seed(kHeldOutSeed));
-  const auto hidden = config.integer("hidden");
-  auto model = nn::mlp({1, hidden, hidden, 1});
-  dataset.network = {model.ptr(), [model](const at::Tensor& x, int64_t) mutable { return model->forward(x); }};
+  dataset.new_network = [hidden = config.integer("hidden")]() -> Network {
+    auto model = nn::mlp({1, hidden, hidden, 1});
+    return {model.ptr(), [model](const at::Tensor& x, int64_t) mutable { return model->forward(x); }};
+  };
 }
 
 data::EpisodeSamplerOptions episodes(const Config& config, uint64_t seed) {
@@ -83,12 +84,12 @@ Dataset make_dataset(const Config& config, int64_t validation_classes, int64_t n
     } else {
       add_mini_imagenet(dataset, config, network);
     }
-    torch::manual_seed(config.integer("seed"));
-    dataset.network = make_network(config.text("model"), network);
+    dataset.new_network = [model = config.text("model"), network] { return make_network(model, network); };
   } else {
-    torch::manual_seed(config.integer("seed"));
     add_sinusoid(dataset, config);
   }
+  torch::manual_seed(config.integer("seed"));
+  dataset.network = dataset.new_network();
   dataset.network.module->to(dataset.device);
   return dataset;
 }

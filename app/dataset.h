@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <memory>
 
 #include "app/config.h"
@@ -17,9 +18,10 @@ inline constexpr uint64_t kHeldOutSeed = 0x68656c642d6f7574;
 /// What is learned: tasks to train on, tasks held out, a new network for them, and their loss.
 struct Dataset {
   std::shared_ptr<const data::TaskSource> training;
-  std::shared_ptr<const data::TaskSource> validation;  ///< to choose by; none if no classes were set aside for it
+  std::shared_ptr<const data::TaskSource> validation;  ///< to choose by; none of images if no classes were set aside
   std::shared_ptr<const data::TaskSource> held_out;    ///< like validation, the same for every seed
   Network network;
+  std::function<Network()> new_network;  ///< one like it, its weights drawn from libtorch's default generator
   bool classifies = false;
   at::Device device = at::kCPU;
 

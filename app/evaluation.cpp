@@ -72,7 +72,7 @@ bool diverged(const c10::Error& error) {
   return std::string_view(error.what_without_backtrace()).find("expected a finite number") != std::string_view::npos;
 }
 
-std::optional<Evaluation> evaluate_adaptation(const Bilevel& problem, const Dataset& dataset,
+std::optional<Evaluation> evaluate_adaptation(const ProblemOfTask& problem, const Dataset& dataset,
                                               const data::TaskSource& source, int64_t tasks, std::vector<int64_t> steps,
                                               const TaskBatch& batch, const OnTasks& on_tasks) {
   steps.push_back(0);
@@ -84,7 +84,7 @@ std::optional<Evaluation> evaluate_adaptation(const Bilevel& problem, const Data
     const auto count = std::min(kChunk, tasks - begin);
     batch.run(count, [&](int64_t i) {
       const auto task = task_on(source, begin + i, dataset.device);
-      scores[begin + i] = adapt(problem, task, steps, dataset.classifies);
+      scores[begin + i] = adapt(problem(begin + i), task, steps, dataset.classifies);
     });
     if (on_tasks && !on_tasks(begin + count)) return std::nullopt;
   }
@@ -100,6 +100,13 @@ std::optional<Evaluation> evaluate_adaptation(const Bilevel& problem, const Data
     if (!accuracies.empty()) row.accuracy = estimate(accuracies);
   }
   return evaluation;
+}
+
+std::optional<Evaluation> evaluate_adaptation(const Bilevel& problem, const Dataset& dataset,
+                                              const data::TaskSource& source, int64_t tasks, std::vector<int64_t> steps,
+                                              const TaskBatch& batch, const OnTasks& on_tasks) {
+  return evaluate_adaptation([&](int64_t) { return problem; }, dataset, source, tasks, std::move(steps), batch,
+                             on_tasks);
 }
 
 std::string to_markdown(const Evaluation& evaluation) {

@@ -31,9 +31,17 @@ bool diverged(const c10::Error& error);
 /// Told how many tasks are done; false stops.
 using OnTasks = std::function<bool(int64_t done)>;
 
+/// The problem of a task, for tasks that differ in more than their examples: in their initial weights, say. Called from
+/// several threads at once.
+using ProblemOfTask = std::function<Bilevel(int64_t task)>;
+
 /// Adapts to tasks 0 to `tasks` - 1 of `source`, one of the data set's, and takes the query loss before and after each
 /// of these numbers of steps. A task whose loss is not finite has NaN from there on. No graph is kept. Nothing if
 /// `on_tasks` stops it.
+std::optional<Evaluation> evaluate_adaptation(const ProblemOfTask& problem, const Dataset& dataset,
+                                              const data::TaskSource& source, int64_t tasks, std::vector<int64_t> steps,
+                                              const TaskBatch& batch, const OnTasks& on_tasks = {});
+/// The same with one problem for all tasks.
 std::optional<Evaluation> evaluate_adaptation(const Bilevel& problem, const Dataset& dataset,
                                               const data::TaskSource& source, int64_t tasks, std::vector<int64_t> steps,
                                               const TaskBatch& batch, const OnTasks& on_tasks = {});

@@ -4,6 +4,7 @@
 
 #include <thread>
 
+#include "app/experiments/learned_loss.h"
 #include "app/experiments/learned_optimizer.h"
 #include "app/experiments/learning_rates.h"
 #include "app/experiments/maml.h"
@@ -12,7 +13,8 @@
 namespace gimli::app {
 
 const std::vector<ExperimentEntry>& experiments() {
-  static const std::vector<ExperimentEntry> entries{maml(), maml_plus_plus(), learning_rates(), learned_optimizer()};
+  static const std::vector<ExperimentEntry> entries{maml(), maml_plus_plus(), learning_rates(), learned_optimizer(),
+                                                    learned_loss()};
   return entries;
 }
 

@@ -109,6 +109,10 @@ const KilledTraining kKilledTrainings[] = {
      {"learned-optimizer", "--iterations", "80", "--tasks", "2", "--horizon", "10", "--unroll", "5", "--rates", "3",
       "--validation-tasks", "2", "--eval-tasks", "4", "--eval-horizon", "20"},
      80},
+    {"learned_loss",
+     {"learned-loss", "--hidden", "8", "--loss-hidden", "6,6", "--inner-steps", "3", "--tasks", "2", "--iterations",
+      "100", "--validation-tasks", "2", "--eval-tasks", "3", "--eval-steps", "5"},
+     100},
 };
 
 class KillTest : public ProcessTest, public testing::WithParamInterface<KilledTraining> {

@@ -4,6 +4,7 @@
 
 #include <thread>
 
+#include "app/experiments/hyperparameters.h"
 #include "app/experiments/learning_rates.h"
 #include "app/experiments/maml.h"
 #include "app/experiments/maml_plus_plus.h"
@@ -11,7 +12,7 @@
 namespace gimli::app {
 
 const std::vector<ExperimentEntry>& experiments() {
-  static const std::vector<ExperimentEntry> entries{maml(), maml_plus_plus(), learning_rates()};
+  static const std::vector<ExperimentEntry> entries{maml(), maml_plus_plus(), learning_rates(), hyperparameters()};
   return entries;
 }
 

@@ -9,6 +9,7 @@
 #include "app/metrics.h"
 #include "app_fixture.h"
 #include "cifar10_files.h"
+#include "fashion_mnist_files.h"
 #include "photographs.h"
 
 namespace gimli::app {
@@ -105,6 +106,11 @@ const KilledTraining kKilledTrainings[] = {
       "--meta-batches",
       "2"},
      72},
+    {"hyperparameters",
+     {"hyperparameters", "--data-root", "DATA", "--hyperparameter", "data-weights", "--corrupted", "0.5",
+      "--training-images", "40", "--validation-images", "30", "--inner-steps", "10", "--iterations", "60", "--seeds",
+      "2", "--threads", "2"},
+     60},
 };
 
 class KillTest : public ProcessTest, public testing::WithParamInterface<KilledTraining> {
@@ -121,6 +127,7 @@ class KillTest : public ProcessTest, public testing::WithParamInterface<KilledTr
 TEST_P(KillTest, SurvivesItAtAnyMoment) {
   if (GetParam().name == "maml_plus_plus") write_photographs(folder.path / "mini-imagenet");
   if (GetParam().name == "learning_rates") write_cifar10(folder.path, 40, 20);
+  if (GetParam().name == "hyperparameters") write_fashion_mnist(folder.path, 120, 40);
   ASSERT_EQ(gimli(training(whole)).code, 0);
   const auto seed = std::random_device{}();
   SCOPED_TRACE("seed " + std::to_string(seed));

@@ -78,7 +78,7 @@ class HyperparametersTest : public testing::Test {
 // The problem
 
 TEST_F(HyperparametersTest, TheInnerLossIsThatOfItsFormula) {
-  const auto made = repetition(config("l2", {{"hidden", int64_t{3}}}));
+  auto made = repetition(config("l2", {{"hidden", int64_t{3}}}));
   torch::manual_seed(2);
   auto recipe = made.recipe;
   recipe.weight_logits = torch::randn({40}, torch::kDouble);
@@ -104,7 +104,7 @@ TEST_F(HyperparametersTest, TheInnerLossIsThatOfItsFormula) {
   const std::vector<int64_t> some{3, 7, 7, 39};
   EXPECT_NEAR(training_loss(made.network, recipe, torch::tensor(some)).item<double>(), by_hand(some), 1e-12);
 
-  recipe.weight_logits = {};
+  recipe.weight_logits = at::Tensor();
   const auto mean = torch::nll_loss(log_probabilities, recipe.examples.labels).item<double>();
   EXPECT_NEAR(training_loss(made.network, recipe).item<double>(), mean + penalty, 1e-12);
   recipe.log_penalties = {torch::tensor(std::log(0.3), torch::kDouble)};
@@ -293,7 +293,7 @@ struct Trained {
 };
 
 Trained trained(const Config& config) {
-  Trained result{hyperparameters().make(config)};
+  Trained result{hyperparameters().make(config), {}, {}};
   for (int64_t i = 0; i < result.experiment->iterations(); ++i) {
     result.metrics.push_back(result.experiment->iterate(i)->metrics);
   }

@@ -100,7 +100,7 @@ std::vector<double> thirds_of_decades(int first, int last) {
 }
 
 Contender one_rate_of_a_grid(const std::string& name, const Recipe& recipe) {
-  Contender contender{name};
+  Contender contender{name, {}};
   for (const auto rate : thirds_of_decades(-12, 3)) {
     contender.grid.push_back({recipe, rate});
     contender.grid.back().recipe.log_rate = logarithm(rate);
@@ -109,7 +109,7 @@ Contender one_rate_of_a_grid(const std::string& name, const Recipe& recipe) {
 }
 
 Contender one_factor_of_a_grid(const std::string& name, const Recipe& recipe) {
-  Contender contender{name};
+  Contender contender{name, {}};
   for (const auto factor : thirds_of_decades(-15, 0)) {
     contender.grid.push_back({recipe, factor});
     contender.grid.back().recipe.log_penalties = {logarithm(factor)};

@@ -59,8 +59,8 @@ LabelledImages draw_each_class(const LabelledImages& images, int64_t per_class, 
     const auto rows = images.labels.eq(c).nonzero().squeeze(1);
     TORCH_CHECK(per_class <= rows.size(0), "images_per_class: expected at most ", rows.size(0),
                 ", the training images of class ", c, ", got ", per_class);
-    drawn.push_back(
-        rows.index_select(0, at::tensor(data::CounterRng(seed, c).choose(rows.size(0), per_class), at::kLong)));
+    const auto chosen = data::CounterRng(seed, c).choose(rows.size(0), per_class);
+    drawn.push_back(rows.index_select(0, at::tensor(chosen, rows.options())));
   }
   return images.at(at::cat(drawn));
 }

@@ -6,7 +6,7 @@
 
 namespace gimli::app {
 
-inline constexpr int64_t kImageSide = 8;
+inline constexpr int64_t kImageSide = 5;
 
 /// Files of the official layout, of small images: a pattern that tells the class, and noise. The images' classes are
 /// 0, ..., 9, 0, ... in turn, and no two images are the same.

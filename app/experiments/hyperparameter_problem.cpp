@@ -16,7 +16,7 @@ namespace {
 namespace F = torch::nn::functional;
 
 /// What random numbers are for.
-enum Stream : uint64_t { kParts, kCorruption, kWeights, kOrder, kElse };
+enum Stream : uint64_t { kParts, kCorruption, kWeights, kOrder, kReal };
 
 at::Tensor number(double value) { return at::full({}, value, at::kDouble); }
 
@@ -124,7 +124,6 @@ Repetition make_repetition(const Config& config, const data::MnistData& data, in
   made.parts = draw_parts(
       data, {config.integer("training_images"), config.integer("validation_images"), config.integer("test_images")},
       fork_seed(seed, kParts));
-  made.seed = fork_seed(seed, kElse);
   const auto corrupted =
       corrupt(made.parts.training.labels, config.number("corrupted"), kImageClasses, fork_seed(seed, kCorruption));
   made.parts.training.labels = corrupted.labels;
@@ -148,6 +147,10 @@ Repetition make_repetition(const Config& config, const data::MnistData& data, in
   const auto kind = std::find_if(kinds.begin(), kinds.end(),
                                  [&](const auto& row) { return row.name == config.text("hyperparameter"); });
   made.learned = kind->learn(made.recipe, config, made.network);
+  if (kind->name == "distillation") {
+    made.real =
+        draw_each_class(made.parts.training, config.integer("images_per_class"), kImageClasses, fork_seed(seed, kReal));
+  }
   return made;
 }
 

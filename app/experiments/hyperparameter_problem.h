@@ -65,7 +65,7 @@ struct Repetition {
   Recipe start;          ///< in numbers of the configuration
   Recipe recipe;         ///< likewise, but for what is learned
   NamedTensors learned;  ///< of the recipe
-  uint64_t seed;         ///< of whatever else is drawn
+  LabelledImages real;   ///< of distillation: as many images as are learned, drawn from the training images
 
   Bilevel problem(const Recipe& other) const { return training_problem(network, other, training, parts.validation); }
 };

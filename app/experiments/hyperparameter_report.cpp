@@ -166,10 +166,9 @@ Contenders compare_data_weights(const Repetition& r, const Config&) {
           {"all, learned weights", {{r.recipe}}}};
 }
 
-Contenders compare_distillation(const Repetition& r, const Config& config) {
-  const auto real = draw_each_class(r.parts.training, config.integer("images_per_class"), kImageClasses, r.seed);
+Contenders compare_distillation(const Repetition& r, const Config&) {
   return {one_rate_of_a_grid("all training images", r.start),
-          one_rate_of_a_grid("as many real images", on(real, r.start)),
+          one_rate_of_a_grid("as many real images", on(r.real, r.start)),
           {"learned images", {{r.recipe, r.recipe.log_rate.exp().item<double>()}}}};
 }
 
@@ -230,7 +229,7 @@ void show_penalties(const std::vector<Repetition>& repetitions, const Config& co
   const auto side = std::llround(std::sqrt(static_cast<double>(penalties.size(1))));
   if (side * side != penalties.size(1)) return;
   const auto by_pixel = penalties.mean(0).reshape({side, side});
-  const auto rim = side / 7;
+  const auto rim = std::max<int64_t>(1, side / 7);
   const auto inner = by_pixel.slice(0, rim, side - rim).slice(1, rim, side - rim);
   const auto inner_mean = inner.mean().item<double>();
   const auto border_mean =

@@ -15,6 +15,11 @@ namespace gimli::app {
 using Value =
     std::variant<std::monostate, bool, int64_t, double, std::string, std::vector<int64_t>, std::vector<std::string>>;
 
+/// How tables of settings write them.
+inline constexpr std::monostate kNone{};
+inline Value integer(int64_t value) { return value; }
+inline Value text(std::string value) { return value; }
+
 /// Values by key, as one source gave them: a file, the command line.
 using Values = std::map<std::string, Value>;
 

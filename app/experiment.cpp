@@ -4,6 +4,7 @@
 
 #include <thread>
 
+#include "app/experiments/hyperparameters.h"
 #include "app/experiments/learned_loss.h"
 #include "app/experiments/learned_optimizer.h"
 #include "app/experiments/learning_rates.h"
@@ -13,8 +14,8 @@
 namespace gimli::app {
 
 const std::vector<ExperimentEntry>& experiments() {
-  static const std::vector<ExperimentEntry> entries{maml(), maml_plus_plus(), learning_rates(), learned_optimizer(),
-                                                    learned_loss()};
+  static const std::vector<ExperimentEntry> entries{
+      maml(), maml_plus_plus(), learning_rates(), learned_optimizer(), learned_loss(), hyperparameters()};
   return entries;
 }
 

@@ -4,30 +4,31 @@
 
 #include "data_fixture.h"
 
-namespace gimli::app {
+namespace gimli::data {
 
-inline void write_idx(const fs::path& path, const at::Tensor& values) {
-  std::string bytes{0, 0, 8, static_cast<char>(values.dim())};
+/// The bytes of an IDX file of uint8 `values`, or of what `type` says.
+inline std::string idx(const at::Tensor& values, char type = 8) {
+  std::string bytes{0, 0, type, static_cast<char>(values.dim())};
   for (const int64_t size : values.sizes()) {
     for (const int shift : {24, 16, 8, 0}) bytes += static_cast<char>(size >> shift);
   }
-  const auto dense = values.to(at::kByte).contiguous();
-  bytes.append(reinterpret_cast<const char*>(dense.const_data_ptr<uint8_t>()), dense.numel());
-  data::write_file(path, bytes);
+  const auto dense = values.contiguous();
+  return bytes.append(reinterpret_cast<const char*>(dense.const_data_ptr<uint8_t>()), dense.numel());
 }
 
-/// Files of the official layout: images of 8x8 pixels with patterns that tell the class, and noise.
+/// Files of the official layout, of images of 8x8 pixels: a pattern that tells the class, and noise. The images'
+/// classes are 0, ..., 9, 0, ... in turn.
 inline void write_fashion_mnist(const fs::path& root, int64_t training, int64_t test) {
-  torch::manual_seed(6);
-  const auto patterns = torch::randint(0, 200, {10, 8, 8});
+  torch::manual_seed(11);
+  const auto patterns = torch::randint(0, 150, {10, 8, 8});
   const auto write = [&](const std::string& part, int64_t count) {
     const auto labels = torch::arange(count) % 10;
-    write_idx(root / (part + "-images-idx3-ubyte"),
-              patterns.index_select(0, labels) + torch::randint(0, 55, {count, 8, 8}));
-    write_idx(root / (part + "-labels-idx1-ubyte"), labels);
+    const auto images = patterns.index_select(0, labels) + torch::randint(0, 100, {count, 8, 8});
+    write_file(root / "fashion-mnist" / (part + "-images-idx3-ubyte"), idx(images.to(torch::kByte)));
+    write_file(root / "fashion-mnist" / (part + "-labels-idx1-ubyte"), idx(labels.to(torch::kByte)));
   };
   write("train", training);
   write("t10k", test);
 }
 
-}  // namespace gimli::app
+}  // namespace gimli::data

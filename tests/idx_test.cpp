@@ -4,22 +4,13 @@
 #include <torch/torch.h>
 #include <zlib.h>
 
-#include "data_fixture.h"
+#include "fashion_mnist_files.h"
 
 using namespace gimli::data;
 
 using gimli::message_of;
 
 namespace {
-
-std::string idx(const torch::Tensor& values, char type = 8) {
-  std::string bytes{0, 0, type, static_cast<char>(values.dim())};
-  for (const int64_t size : values.sizes()) {
-    for (const int shift : {24, 16, 8, 0}) bytes += static_cast<char>(size >> shift);
-  }
-  const auto dense = values.contiguous();
-  return bytes.append(reinterpret_cast<const char*>(dense.const_data_ptr<uint8_t>()), dense.numel());
-}
 
 std::string packed(const std::string& bytes) {
   std::string file(compressBound(bytes.size()) + 64, '\0');

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <set>
+
 #include "data_fixture.h"
 
 using namespace gimli::data;
@@ -105,4 +107,14 @@ TEST(ImageBatch, bad_input) {
   EXPECT_EQ(message_of([&] { crop_and_flip(images, -1); }), "crop_and_flip: expected an index of at least 0, got -1");
   EXPECT_EQ(message_of([&] { crop_and_flip(images, 0, CropAndFlipOptions().padding(5)); }),
             "crop_and_flip: expected a padding from 0 to 4, got 5");
+}
+
+TEST(ImageBatch, shuffled_draws_go_through_all_images_again_and_again) {
+  const auto drawn = shuffled(3, 7, 0, 28);
+  for (int64_t pass = 0; pass < 4; ++pass) {
+    const std::set<int64_t> seen(drawn.begin() + 7 * pass, drawn.begin() + 7 * (pass + 1));
+    EXPECT_EQ(seen.size(), 7u) << "pass " << pass;
+  }
+  EXPECT_FALSE(std::equal(drawn.begin(), drawn.begin() + 7, drawn.begin() + 7));
+  EXPECT_EQ(shuffled(3, 7, 5, 11), std::vector<int64_t>(drawn.begin() + 5, drawn.begin() + 16));
 }

@@ -179,7 +179,7 @@ TEST(RateGridTest, IsGeometric) {
 
 class LearnedOptimizerExperimentTest : public testing::Test {
  protected:
-  LearnedOptimizerExperimentTest() { write_fashion_mnist(folder.path, 60, 40); }
+  LearnedOptimizerExperimentTest() { data::write_fashion_mnist(folder.path, 60, 40); }
 
   /// Of a moment, on either kind of problem.
   Values tiny(const std::string& dataset) const {

@@ -38,16 +38,6 @@ TEST(LearningRatesSplitTest, Is99To1) {
   EXPECT_NE(split(7, 1000).validation, split(8, 1000).validation);
 }
 
-TEST(LearningRatesSplitTest, DrawsGoThroughAllImagesAgainAndAgain) {
-  const auto drawn = shuffled(3, 7, 0, 28);
-  for (int64_t pass = 0; pass < 4; ++pass) {
-    const std::set<int64_t> seen(drawn.begin() + 7 * pass, drawn.begin() + 7 * (pass + 1));
-    EXPECT_EQ(seen.size(), 7u) << "pass " << pass;
-  }
-  EXPECT_FALSE(std::equal(drawn.begin(), drawn.begin() + 7, drawn.begin() + 7));
-  EXPECT_EQ(shuffled(3, 7, 5, 11), std::vector<int64_t>(drawn.begin() + 5, drawn.begin() + 16));
-}
-
 // The meta-update
 
 class MetaProblemTest : public testing::Test {

@@ -106,9 +106,11 @@ class PresetRunTest : public testing::Test {
   static inline std::unique_ptr<TemporaryFolder> folder;
 };
 
-TEST_F(PresetRunTest, EveryPresetTrains) {
+TEST_F(PresetRunTest, EveryOtherPresetTrains) {
+  // These run theirs up to the reports in tests of their own.
+  const std::set<std::string> others{"ablation", "learned-optimizer", "learned-loss", "hyperparameters"};
   for (const auto& preset : presets()) {
-    if (preset.experiment == "ablation") continue;
+    if (others.contains(preset.experiment)) continue;
     SCOPED_TRACE(preset.experiment + " " + preset.name);
     const auto experiment = find_experiment(preset.experiment).make(tiny(preset));
     for (int64_t iteration = 0; iteration < 2; ++iteration) {

@@ -9,6 +9,7 @@
 #include "app/metrics.h"
 #include "app_fixture.h"
 #include "cifar10_files.h"
+#include "fashion_mnist_files.h"
 #include "photographs.h"
 
 namespace gimli::app {
@@ -113,6 +114,11 @@ const KilledTraining kKilledTrainings[] = {
      {"learned-loss", "--hidden", "8", "--loss-hidden", "6,6", "--inner-steps", "3", "--tasks", "2", "--iterations",
       "100", "--validation-tasks", "2", "--eval-tasks", "3", "--eval-steps", "5"},
      100},
+    {"hyperparameters",
+     {"hyperparameters", "--data-root", "DATA", "--hyperparameter", "data-weights", "--corrupted", "0.5",
+      "--training-images", "40", "--validation-images", "30", "--inner-steps", "10", "--iterations", "60", "--seeds",
+      "2", "--threads", "2"},
+     60},
 };
 
 class KillTest : public ProcessTest, public testing::WithParamInterface<KilledTraining> {
@@ -129,6 +135,7 @@ class KillTest : public ProcessTest, public testing::WithParamInterface<KilledTr
 TEST_P(KillTest, SurvivesItAtAnyMoment) {
   if (GetParam().name == "maml_plus_plus") write_photographs(folder.path / "mini-imagenet");
   if (GetParam().name == "learning_rates") write_cifar10(folder.path, 40, 20);
+  if (GetParam().name == "hyperparameters") data::write_fashion_mnist(folder.path, 120, 40);
   ASSERT_EQ(gimli(training(whole)).code, 0);
   const auto seed = std::random_device{}();
   SCOPED_TRACE("seed " + std::to_string(seed));

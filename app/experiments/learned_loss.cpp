@@ -24,11 +24,6 @@ namespace gimli::app {
 namespace {
 
 using Integers = std::vector<int64_t>;
-constexpr std::monostate kNone{};
-
-Value integer(int64_t value) { return value; }
-Value text(const char* value) { return std::string(value); }
-
 // clang-format off
 Schema make_schema() {
   Schema schema{{"sinusoid", "omniglot"}, {

@@ -25,11 +25,6 @@ namespace gimli::app {
 namespace {
 
 using Texts = std::vector<std::string>;
-constexpr std::monostate kNone{};
-
-Value integer(int64_t value) { return value; }
-Value text(const char* value) { return std::string(value); }
-
 // clang-format off
 Schema make_schema() {
   Schema schema{{"quadratic", "fashion-mnist"}, {

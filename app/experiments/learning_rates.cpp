@@ -13,7 +13,6 @@
 #include "app/interrupt.h"
 #include "app/table.h"
 #include "gimli/data/cifar10.h"
-#include "gimli/data/counter_rng.h"
 #include "gimli/data/image_batch.h"
 #include "gimli/hypergradient.h"
 #include "gimli/hypergradient/replay.h"
@@ -32,9 +31,6 @@ constexpr int64_t kClasses = 10;
 
 /// Images in a batch of the evaluation.
 constexpr int64_t kEvaluated = 200;
-
-Value integer(int64_t value) { return value; }
-Value text(const char* value) { return std::string(value); }
 
 const std::vector<std::string> kMethods{"learned", "fixed", "multi-step"};
 
@@ -365,7 +361,7 @@ class LearningRates final : public Experiment {
 
   /// Draws from `indices`, as `shuffled` does.
   static std::vector<int64_t> draw(const std::vector<int64_t>& indices, uint64_t seed, int64_t begin, int64_t count) {
-    auto drawn = shuffled(seed, static_cast<int64_t>(indices.size()), begin, count);
+    auto drawn = data::shuffled(seed, static_cast<int64_t>(indices.size()), begin, count);
     for (auto& i : drawn) i = indices[i];
     return drawn;
   }
@@ -596,20 +592,9 @@ ExperimentEntry learning_rates() {
 int64_t validation_size(int64_t images) { return std::max<int64_t>(1, (images + 50) / 100); }
 
 Split split(uint64_t seed, int64_t images) {
-  const auto order = shuffled(seed, images, 0, images);
+  const auto order = data::shuffled(seed, images, 0, images);
   const auto middle = order.begin() + (images - validation_size(images));
   return {{order.begin(), middle}, {middle, order.end()}};
-}
-
-std::vector<int64_t> shuffled(uint64_t seed, int64_t size, int64_t begin, int64_t count) {
-  std::vector<int64_t> drawn, order;
-  for (auto k = begin; k < begin + count; ++k) {
-    if (order.empty() || k % size == 0) {
-      order = data::CounterRng(seed, static_cast<uint64_t>(k / size)).choose(size, size);
-    }
-    drawn.push_back(order[k % size]);
-  }
-  return drawn;
 }
 
 Bilevel meta_problem(const nn::DenseNet& network, optim::Optimizer inner, const torch::optim::SGD& sgd, int64_t steps) {

@@ -35,10 +35,6 @@ int64_t validation_size(int64_t images);
 /// A random split of `images` training images.
 Split split(uint64_t seed, int64_t images);
 
-/// Draws number `begin` to `begin + count` - 1 of a source that goes through 0, ..., size - 1 again and again, each
-/// time in another random order. A function of its arguments.
-std::vector<int64_t> shuffled(uint64_t seed, int64_t size, int64_t begin, int64_t count);
-
 /// What a meta-update sees: float images [n, 3, 32, 32] and their classes, a batch for each inner step, and those of
 /// the meta-loss.
 struct MetaBatches {

@@ -19,11 +19,6 @@ namespace gimli::app {
 namespace {
 
 using Steps = std::vector<int64_t>;
-constexpr std::monostate kNone{};
-
-Value integer(int64_t value) { return value; }
-Value text(const char* value) { return std::string(value); }
-
 /// What tells the methods of this family apart.
 struct Method {
   std::string name;

@@ -23,11 +23,6 @@
 namespace gimli::app {
 namespace {
 
-constexpr std::monostate kNone{};
-
-Value integer(int64_t value) { return value; }
-Value text(const char* value) { return std::string(value); }
-
 // clang-format off
 Schema make_schema() {
   Schema schema{{"omniglot", "mini-imagenet"}, {

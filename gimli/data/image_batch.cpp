@@ -135,4 +135,15 @@ at::Tensor crop_and_flip(const at::Tensor& images, int64_t index, const CropAndF
   return result;
 }
 
+std::vector<int64_t> shuffled(uint64_t seed, int64_t size, int64_t begin, int64_t count) {
+  std::vector<int64_t> drawn, order;
+  for (auto k = begin; k < begin + count; ++k) {
+    if (order.empty() || k % size == 0) {
+      order = CounterRng(seed, static_cast<uint64_t>(k / size)).choose(size, size);
+    }
+    drawn.push_back(order[k % size]);
+  }
+  return drawn;
+}
+
 }  // namespace gimli::data

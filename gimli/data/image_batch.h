@@ -44,4 +44,8 @@ struct CropAndFlipOptions {
 /// stopped.
 at::Tensor crop_and_flip(const at::Tensor& images, int64_t index, const CropAndFlipOptions& options = {});
 
+/// Draws number `begin` to `begin + count` - 1 of a source that goes through 0, ..., size - 1 again and again, each
+/// time in another random order. A function of its arguments.
+std::vector<int64_t> shuffled(uint64_t seed, int64_t size, int64_t begin, int64_t count);
+
 }  // namespace gimli::data

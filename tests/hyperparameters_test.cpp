@@ -13,6 +13,7 @@
 #include "app_fixture.h"
 #include "expect.h"
 #include "fashion_mnist_files.h"
+#include "gimli/data/image_batch.h"
 #include "gimli/gradcheck.h"
 #include "gimli/hypergradient/implicit.h"
 #include "gimli/hypergradient/replay.h"

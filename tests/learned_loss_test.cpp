@@ -222,7 +222,6 @@ class LearnedLossTest : public testing::Test {
   }
 
   TemporaryFolder folder;
-  CacheFolder cache{folder.path / "cache"};
 };
 
 TEST_F(LearnedLossTest, AnIterationIsThatByHand) {

@@ -200,6 +200,7 @@ class LearnedLossTest : public testing::Test {
                      {"hidden", int64_t{8}},
                      {"loss_hidden", Integers{6}},
                      {"inner_steps", int64_t{3}},
+                     {"inner_lr", 0.02},
                      {"iterations", int64_t{5}},
                      {"tasks", int64_t{2}},
                      {"validation_tasks", int64_t{4}},

@@ -363,8 +363,8 @@ TEST_F(HyperparametersTest, ReportsTheWrongLabelsThatItFinds) {
   }
   EXPECT_NEAR(done.numbers["precision"]["mean"].get<double>(), precision, 1e-12);
   EXPECT_NEAR(done.numbers["recall"]["mean"].get<double>(), recall, 1e-12);
-  EXPECT_GT(precision, 0.75) << "half of the labels are wrong";
-  EXPECT_GT(recall, 0.75);
+  EXPECT_GT(precision, 0.65) << "half of the labels are wrong";
+  EXPECT_GT(recall, 0.65);
   const auto accuracy = [&](const std::string& name) {
     return training_named(done.numbers, name)["test_accuracy"]["mean"].get<double>();
   };

@@ -150,6 +150,7 @@ Contenders compare_weight_decay(const Repetition& r, const Config& config) {
 
 Contenders compare_l2(const Repetition& r, const Config& config) {
   return {{"one factor, where learning begins", {{r.start, config.number("weight_decay")}}},
+          {"one factor, on validation images too", {{on(r.parts.training.and_those_of(r.parts.validation), r.start)}}},
           one_factor_of_a_grid("one factor, best of the grid", r.start),
           {"a learned factor for each parameter", {{r.recipe}}}};
 }
@@ -239,8 +240,7 @@ void show_penalties(const std::vector<Repetition>& repetitions, const Config& co
       "{:.3g} "
       "at those within.\n\n",
       std::pow(10, border_mean), rim, std::pow(10, inner_mean));
-  report.claim("the border of the images is penalised more than what is within", std::pow(10, border_mean),
-               std::pow(10, inner_mean), border_mean > inner_mean);
+  report.numbers["penalties"] = {{"border", std::pow(10, border_mean)}, {"within", std::pow(10, inner_mean)}};
 
   Figure figure{"penalties"};
   const auto picture = [&](const std::string& title, const at::Tensor& pixels) {

@@ -155,8 +155,8 @@ TEST_F(HyperparametersTest, LearnsFromTheValuesOfTheConfiguration) {
     std::vector<std::vector<int64_t>> shapes;
     double start;
   } rows[] = {{"learning-rate", {{}}, std::log(0.05)}, {"step-rates", {{4}}, std::log(0.05)},
-              {"weight-decay", {{}}, std::log(0.02)},  {"l2", {{10, 25}, {10}}, std::log(0.02)},
-              {"data-weights", {{kTraining}}, 0},      {"distillation", {{20, 25}, {}}, 0}};
+              {"weight-decay", {{}}, std::log(0.02)},  {"l2", {{10, 64}, {10}}, std::log(0.02)},
+              {"data-weights", {{kTraining}}, 0},      {"distillation", {{20, 64}, {}}, 0}};
   ASSERT_EQ(std::size(rows), names().size());
   for (const auto& row : rows) {
     SCOPED_TRACE(row.name);

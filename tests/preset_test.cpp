@@ -97,8 +97,9 @@ class PresetRunTest : public testing::Test {
     for (const auto& [key, value] : kTiny) {
       if (schema.find(key)) values[key] = value;
     }
-    if (schema.find("data_root")) values["data_root"] = folder->path.string();
-    if (values.at("dataset") == Value(std::string("mini-imagenet"))) values["ways"] = int64_t{2};
+    const auto dataset = std::get<std::string>(values.at("dataset"));
+    if (dataset != "sinusoid") values["data_root"] = folder->path.string();
+    if (dataset == "mini-imagenet") values["ways"] = int64_t{2};
     return Config(schema, values);
   }
 
@@ -117,7 +118,7 @@ TEST_F(PresetRunTest, EveryOtherPresetTrains) {
       const auto done = experiment->iterate(iteration);
       ASSERT_TRUE(done);
       for (const auto& [name, value] : done->metrics.items()) {
-        if (value.is_number()) EXPECT_TRUE(std::isfinite(value.get<double>())) << name;
+        EXPECT_TRUE(!value.is_number() || std::isfinite(value.get<double>())) << name;
       }
     }
     const auto [names, tensors] = experiment->state().tensors;

@@ -163,7 +163,7 @@ class Hyperparameters final : public Experiment {
 
 ExperimentEntry hyperparameters() {
   return {"hyperparameters",
-          "Learning rates, penalties, weights of examples or images, learned by the gradient of a validation loss",
+          "Rates, penalties, weights of examples or images, learned by the gradient of a validation loss",
           make_schema(), [](const Config& config) { return std::make_unique<Hyperparameters>(config); }};
 }
 

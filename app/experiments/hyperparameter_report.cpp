@@ -5,10 +5,9 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <limits>
 
 #include "app/estimate.h"
-#include "app/evaluation.h"
+#include "app/experiments/hyperparameter_comparison.h"
 #include "app/interrupt.h"
 #include "app/table.h"
 #include "gimli/hypergradient.h"
@@ -19,16 +18,8 @@
 namespace gimli::app {
 namespace {
 
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-
 const std::vector<std::string> kClassNames{"T-shirt", "trouser", "pullover", "dress", "coat",
                                            "sandal",  "shirt",   "sneaker",  "bag",   "boot"};
-
-// Trainings to compare
-
-/// What one training, or the mean of several, leads to.
-enum Measure : size_t { kValidationLoss, kValidationAccuracy, kTestLoss, kTestAccuracy, kMeasures };
-using Scores = std::array<double, kMeasures>;
 
 struct MeasureName {
   std::string key, title;
@@ -40,138 +31,6 @@ const std::array<MeasureName, kMeasures> kMeasureNames{{{"validation_loss", "val
                                                         {"validation_accuracy", "validation accuracy (%)", 2, 100},
                                                         {"test_loss", "test loss", 4, 1},
                                                         {"test_accuracy", "test accuracy (%)", 2, 100}}};
-
-struct Candidate {
-  Recipe recipe;
-  double value = kNaN;  ///< of the one number that tells it from others of its grid
-};
-
-/// A way to train: the candidate of the least validation loss.
-struct Contender {
-  std::string name;
-  std::vector<Candidate> grid;
-};
-
-/// One contender in one repetition.
-struct Outcome {
-  std::vector<Scores> grid;
-  size_t best = 0;
-};
-
-Scores train_and_score(const Repetition& repetition, const Recipe& recipe) {
-  const auto problem = repetition.problem(recipe);
-  at::NoGradGuard no_grad;
-  try {
-    auto loop = problem.start(Graph::none);
-    for (int64_t step = 0; step < problem.steps(); ++step) problem.step(loop, {});
-    const auto measure = [&](const LabelledImages& images) {
-      return loop.run([&] {
-        const auto value = score(repetition.network, images);
-        return std::make_pair(value.loss, value.auxiliary);
-      });
-    };
-    const auto validation = measure(repetition.parts.validation), test = measure(repetition.parts.test);
-    return {validation.first.item<double>(), validation.second.item<double>(), test.first.item<double>(),
-            test.second.item<double>()};
-  } catch (const c10::Error& error) {
-    if (!diverged(error)) throw;
-  }
-  return {kNaN, kNaN, kNaN, kNaN};
-}
-
-Outcome outcome_of(const Repetition& repetition, const Contender& contender) {
-  Outcome outcome;
-  for (const auto& candidate : contender.grid) {
-    if (interrupted()) break;
-    outcome.grid.push_back(train_and_score(repetition, candidate.recipe));
-    const auto loss = outcome.grid.back()[kValidationLoss], best = outcome.grid[outcome.best][kValidationLoss];
-    if (loss < best || std::isnan(best)) outcome.best = outcome.grid.size() - 1;
-  }
-  return outcome;
-}
-
-at::Tensor logarithm(double value) { return at::full({}, std::log(value), at::kDouble); }
-
-/// 10^(first / 3), ..., 10^(last / 3).
-std::vector<double> thirds_of_decades(int first, int last) {
-  std::vector<double> values;
-  for (int k = first; k <= last; ++k) values.push_back(std::pow(10., k / 3.));
-  return values;
-}
-
-Contender one_rate_of_a_grid(const std::string& name, const Recipe& recipe) {
-  Contender contender{name, {}};
-  for (const auto rate : thirds_of_decades(-12, 3)) {
-    contender.grid.push_back({recipe, rate});
-    contender.grid.back().recipe.log_rate = logarithm(rate);
-  }
-  return contender;
-}
-
-Contender one_factor_of_a_grid(const std::string& name, const Recipe& recipe) {
-  Contender contender{name, {}};
-  for (const auto factor : thirds_of_decades(-15, 0)) {
-    contender.grid.push_back({recipe, factor});
-    contender.grid.back().recipe.log_penalties = {logarithm(factor)};
-  }
-  return contender;
-}
-
-/// The same training on other examples.
-Recipe on(const LabelledImages& examples, Recipe recipe) {
-  recipe.examples = examples;
-  return recipe;
-}
-
-LabelledImages where(const at::Tensor& mask, const LabelledImages& images) {
-  return images.at(mask.nonzero().squeeze(1));
-}
-
-/// The baseline and then what was learned come last.
-using Contenders = std::vector<Contender>;
-
-Contenders compare_rate(const Repetition& r, const Config& config) {
-  return {{"rate where learning begins", {{r.start, config.number("lr")}}},
-          one_rate_of_a_grid("best rate of the grid", r.start),
-          {"learned rate", {{r.recipe, r.recipe.log_rate.exp().item<double>()}}}};
-}
-
-Contenders compare_step_rates(const Repetition& r, const Config& config) {
-  return {{"one rate, where learning begins", {{r.start, config.number("lr")}}},
-          one_rate_of_a_grid("one rate, best of the grid", r.start),
-          {"a learned rate for each step", {{r.recipe}}}};
-}
-
-Contenders compare_weight_decay(const Repetition& r, const Config& config) {
-  return {{"factor where learning begins", {{r.start, config.number("weight_decay")}}},
-          one_factor_of_a_grid("best factor of the grid", r.start),
-          {"learned factor", {{r.recipe, r.recipe.log_penalties[0].exp().item<double>()}}}};
-}
-
-Contenders compare_l2(const Repetition& r, const Config& config) {
-  return {{"one factor, where learning begins", {{r.start, config.number("weight_decay")}}},
-          {"one factor, on validation images too", {{on(r.parts.training.and_those_of(r.parts.validation), r.start)}}},
-          one_factor_of_a_grid("one factor, best of the grid", r.start),
-          {"a learned factor for each parameter", {{r.recipe}}}};
-}
-
-Contenders compare_data_weights(const Repetition& r, const Config&) {
-  const auto& [training, validation, test] = r.parts;
-  const auto kept = where(r.recipe.weight_logits.detach().ge(0), training);
-  const auto clean = where(r.is_corrupted.to(training.labels.device()).logical_not(), training);
-  return {{"validation images alone", {{on(validation, r.start)}}},
-          {"all and validation images", {{on(training.and_those_of(validation), r.start)}}},
-          {"kept and validation images", {{on(kept.and_those_of(validation), r.start)}}},
-          one_factor_of_a_grid("clean ones alone (oracle)", on(clean, r.start)),
-          one_factor_of_a_grid("all, equal weights", r.start),
-          {"all, learned weights", {{r.recipe}}}};
-}
-
-Contenders compare_distillation(const Repetition& r, const Config&) {
-  return {one_rate_of_a_grid("all training images", r.start),
-          one_rate_of_a_grid("as many real images", on(r.real, r.start)),
-          {"learned images", {{r.recipe, r.recipe.log_rate.exp().item<double>()}}}};
-}
 
 // Pictures and numbers of one kind
 
@@ -237,8 +96,7 @@ void show_penalties(const std::vector<Repetition>& repetitions, const Config& co
       ((by_pixel.sum() - inner.sum()) / static_cast<double>(by_pixel.numel() - inner.numel())).item<double>();
   report.markdown += fmt::format(
       "Penalty of the first layer's weights, geometric means: {:.3g} at the {} outer rows and columns of pixels, "
-      "{:.3g} "
-      "at those within.\n\n",
+      "{:.3g} at those within.\n\n",
       std::pow(10, border_mean), rim, std::pow(10, inner_mean));
   report.numbers["penalties"] = {{"border", std::pow(10, border_mean)}, {"within", std::pow(10, inner_mean)}};
 
@@ -309,18 +167,14 @@ void show_images(const std::vector<Repetition>& repetitions, const Config& confi
 struct KindReport {
   std::string name;
   Measure tested;  ///< what the claim on test images is about
-  Contenders (*contenders)(const Repetition& repetition, const Config& config);
   void (*show)(const std::vector<Repetition>& repetitions, const Config& config, Report& report);
 };
 
 const KindReport& report_of(const std::string& name) {
   static const std::vector<KindReport> rows{
-      {"learning-rate", kTestLoss, compare_rate, show_nothing},
-      {"step-rates", kTestLoss, compare_step_rates, show_step_rates},
-      {"weight-decay", kTestLoss, compare_weight_decay, show_nothing},
-      {"l2", kTestLoss, compare_l2, show_penalties},
-      {"data-weights", kTestAccuracy, compare_data_weights, show_data_weights},
-      {"distillation", kTestAccuracy, compare_distillation, show_images},
+      {"learning-rate", kTestLoss, show_nothing},         {"step-rates", kTestLoss, show_step_rates},
+      {"weight-decay", kTestLoss, show_nothing},          {"l2", kTestLoss, show_penalties},
+      {"data-weights", kTestAccuracy, show_data_weights}, {"distillation", kTestAccuracy, show_images},
   };
   return *std::find_if(rows.begin(), rows.end(), [&](const auto& row) { return row.name == name; });
 }
@@ -405,7 +259,7 @@ std::optional<Report> report_comparison(const Config& config, const std::vector<
   std::vector<Contenders> contenders(count);
   std::vector<std::vector<Outcome>> outcomes(count);
   batch.run(count, [&](int64_t i) {
-    contenders[i] = kind.contenders(repetitions[i], config);
+    contenders[i] = contenders_of(repetitions[i], config);
     for (const auto& contender : contenders[i]) outcomes[i].push_back(outcome_of(repetitions[i], contender));
   });
   if (interrupted()) return std::nullopt;

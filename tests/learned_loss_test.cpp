@@ -300,7 +300,9 @@ TEST_F(LearnedLossTest, EveryPresetRuns) {
     ASSERT_TRUE(report);
     ASSERT_EQ(report->numbers["steps"].size(), 3u);
     EXPECT_EQ(report->numbers["steps"][1]["learned"].contains("accuracy"), is_omniglot);
-    EXPECT_EQ(report->figures.size(), 2u);
+    ASSERT_EQ(report->figures.size(), 2u);
+    EXPECT_EQ(report->figures[0].name, "scores");
+    EXPECT_EQ(report->figures[1].name, "learned-loss");
     for (const auto& figure : report->figures) EXPECT_NO_THROW(check_figure(figure, preset.name));
   }
   EXPECT_EQ(count, 4);

@@ -291,7 +291,7 @@ class LearnedLoss final : public Experiment {
 
   void report_scores(const Comparisons& rows, Report& report) const {
     const auto loss = [](const StepEvaluation& step) -> const Estimate& { return step.loss; };
-    Figure figure{"training", 1, {}, /*shared_legend=*/true};
+    Figure figure{"scores", 1, {}, /*shared_legend=*/true};
     if (dataset_.classifies) {
       report.markdown = table(rows, "accuracy (%)", 2, 100, measure) + "\n" + table(rows, "cross-entropy", 4, 1, loss);
       figure.columns = 2;

@@ -137,11 +137,10 @@ void show_data_weights(const std::vector<Repetition>& repetitions, const Config&
                estimate(precision).mean, share, estimate(precision).mean > share);
   report.claim("more than half of the wrong labels are found", estimate(recall).mean, 0.5, estimate(recall).mean > 0.5);
 
-  Figure figure{"weights"};
+  Figure figure{"weights", 1, {}, /*shared_legend=*/true};
   auto& panel = figure.panels.emplace_back();
   panel.x_label = "learned weight";
   panel.y_label = "training images, of all repetitions";
-  panel.legend = Legend::top_left;
   std::vector<double> centers;
   for (int64_t bin = 0; bin < kBins; ++bin) centers.push_back((static_cast<double>(bin) + 0.5) / kBins);
   panel.series.push_back({"right label", Look::bars, centers, to_vector(clean)});

@@ -332,9 +332,8 @@ class LearnedLoss final : public Experiment {
       const auto step = row.learned.step;
       if (step != config_.integer("inner_steps") && step != rows.back().learned.step) continue;
       const auto claim = [&](const char* baseline, const StepEvaluation& other) {
-        report.claim(
-            fmt::format("after {} steps the learned loss has {} than the plain loss at {}", step, what, baseline),
-            measure(row.learned).mean, measure(other).mean, is_better(row.learned, other));
+        report.claim(fmt::format("after {} steps, {} than the plain loss at {}", step, what, baseline),
+                     measure(row.learned).mean, measure(other).mean, is_better(row.learned, other));
       };
       claim("the same rate", row.plain);
       claim("its best rate", row.tuned);

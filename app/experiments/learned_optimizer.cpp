@@ -317,8 +317,7 @@ std::optional<Report> LearnedOptimizer::report(const std::vector<nlohmann::json>
       fmt::format(
           "\nMean and 95 % interval over {} held-out problems, the same for all. Training had {} steps a problem. Each "
           "baseline has the rate, of {} from {:.3g} to {:.3g}, with the least mean loss after {} steps on {} "
-          "validation "
-          "problems.\n{}\n",
+          "validation problems. A loss counts as lower if the 95 % interval of the difference is below 0.\n{}\n",
           config_.integer("eval_tasks"), horizon, rates_.size(), rates_.front(), rates_.back(), horizon,
           config_.integer("validation_tasks"), at_the_end);
 
@@ -327,9 +326,7 @@ std::optional<Report> LearnedOptimizer::report(const std::vector<nlohmann::json>
       return a.after(step).mean < b.after(step).mean;
     });
     const auto difference = estimate(column(trials[0].losses - best->losses, step));
-    report.claim(fmt::format("after {} steps, the learned optimizer's loss is below that of the best baseline, {}, by "
-                             "more than the 95 % interval of the difference",
-                             step, best->optimizer.name),
+    report.claim(fmt::format("after {} steps, a lower loss than {}, the best baseline", step, best->optimizer.name),
                  trials[0].after(step).mean, best->after(step).mean, difference.mean + difference.interval < 0);
   }
   report.figures.push_back(losses_figure(trials, horizon));

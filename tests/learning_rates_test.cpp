@@ -222,6 +222,16 @@ TEST_F(LearningRatesTest, EveryMethodTrainsWithItsRates) {
     EXPECT_NEAR(report["methods"][method]["final_accuracy"]["mean"].get<double>(),
                 (rows[3]["test_accuracy"].get<double>() + rows[7]["test_accuracy"].get<double>()) / 2, 1e-12);
   }
+
+  const auto figure = read_figures(run / "figures.json")[0];
+  ASSERT_EQ(figure.panels.size(), 2u);
+  for (const auto& panel : figure.panels) {
+    ASSERT_EQ(panel.series.size(), 3u) << panel.y_label;
+    for (const auto& series : panel.series) EXPECT_EQ(series.y.size(), 4u) << panel.y_label;
+  }
+  const auto& learned = epochs["learned"];
+  EXPECT_NEAR(figure.panels[0].series[0].y[3],
+              50 * (learned[3]["test_accuracy"].get<double>() + learned[7]["test_accuracy"].get<double>()), 1e-9);
 }
 
 TEST_F(LearningRatesTest, GoesOnToTheBit) {

@@ -24,6 +24,7 @@ namespace gimli::app {
 namespace {
 
 using Integers = std::vector<int64_t>;
+
 // clang-format off
 Schema make_schema() {
   Schema schema{{"sinusoid", "omniglot"}, {

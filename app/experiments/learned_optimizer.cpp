@@ -25,6 +25,7 @@ namespace gimli::app {
 namespace {
 
 using Texts = std::vector<std::string>;
+
 // clang-format off
 Schema make_schema() {
   Schema schema{{"quadratic", "fashion-mnist"}, {

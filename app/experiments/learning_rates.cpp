@@ -187,19 +187,20 @@ Series band(const std::string& title, const std::vector<Estimate>& estimates, do
 
 /// Figure 1 of the paper.
 Figure curves_figure(const Curves& curves) {
-  Figure figure{"accuracy", 2, {}, /*shared_legend=*/true};
-  auto& accuracy = figure.panels.emplace_back();
-  accuracy.x_label = "epoch";
-  accuracy.y_label = "accuracy on test images (%)";
-  auto& loss = figure.panels.emplace_back();
-  loss.x_label = "epoch";
-  loss.y_label = "training loss";
-  for (const auto& method : kMethods) {
-    if (!curves.contains(method)) continue;
-    accuracy.series.push_back(band(method, by_epoch(curves.at(method), &Curve::accuracy), 100));
-    loss.series.push_back(band(method, by_epoch(curves.at(method), &Curve::training_loss), 1));
-  }
-  return figure;
+  const auto panel = [&](const std::string& label, std::vector<double> Curve::*values, double scale) {
+    Panel result{.x_label = "epoch", .y_label = label};
+    for (const auto& method : kMethods) {
+      if (curves.contains(method)) {
+        result.series.push_back(band(method, by_epoch(curves.at(method), values), scale));
+      }
+    }
+    return result;
+  };
+  return {
+      "accuracy",
+      2,
+      {panel("accuracy on test images (%)", &Curve::accuracy, 100), panel("training loss", &Curve::training_loss, 1)},
+      /*shared_legend=*/true};
 }
 
 /// The mean over the trainings of the rate of each tensor, by epoch: [epoch][tensor].

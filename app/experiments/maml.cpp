@@ -19,6 +19,7 @@ namespace gimli::app {
 namespace {
 
 using Steps = std::vector<int64_t>;
+
 /// What tells the methods of this family apart.
 struct Method {
   std::string name;

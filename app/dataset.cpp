@@ -1,6 +1,8 @@
 #include "app/dataset.h"
 
+#include <algorithm>
 #include <filesystem>
+#include <iterator>
 
 #include "gimli/data/image_folder.h"
 #include "gimli/data/image_tasks.h"
@@ -70,6 +72,27 @@ OuterValue Dataset::score(const torch::data::Example<>& examples, int64_t step) 
   return {torch::nn::functional::cross_entropy(output, examples.target),
           output.detach().argmax(1).eq(examples.target).to(at::kFloat).mean()};
 }
+
+// clang-format off
+Schema few_shot_schema(std::vector<Value> queries, std::vector<Setting> more) {
+  Schema schema{{"sinusoid", "omniglot"}, {
+      {"dataset", "Data", "Sine waves (regression), or handwritten characters (classification)",
+                                                                         {text("sinusoid"),  text("omniglot")}, true, 0,
+                                                                         {"sinusoid", "omniglot"}},
+      // key, group, help,                                                sinusoid           omniglot
+      {"data_root", "Data", "Folder with Omniglot's archives, or with a folder omniglot that has them",
+                                                                         {kNone,             text("data")}, false},
+      {"ways", "Data", "Classes in a task",                              {kNone,             integer(5)}, true, 2},
+      {"shots", "Data", "Support examples of a task, for each class",    {integer(10),       integer(1)}, true, 1},
+      {"queries", "Data", "Query examples of a task, for each class",    std::move(queries), true, 1},
+      {"hidden", "Data", "Width of the network's layers",                {integer(40),       integer(64)}, true, 1},
+      {"model", "Data", "The network",                                   {kNone,             text("conv4-stride")}, true, 0,
+                                                                         network_names()},
+  }};
+  std::move(more.begin(), more.end(), std::back_inserter(schema.settings));
+  return schema;
+}
+// clang-format on
 
 Dataset make_dataset(const Config& config, int64_t validation_classes, int64_t norm_steps) {
   Dataset dataset;

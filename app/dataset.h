@@ -32,6 +32,9 @@ struct Dataset {
   OuterValue score(const torch::data::Example<>& examples, int64_t step = 0) const;
 };
 
+/// A schema for sine waves and Omniglot: the settings of their data, with these defaults for queries, and then `more`.
+Schema few_shot_schema(std::vector<Value> queries, std::vector<Setting> more);
+
 /// Reads the settings dataset, data_root, ways, shots, queries, model, hidden, seed and device. With
 /// `validation_classes`, so many are set aside from the training classes; `norm_steps` is of the network.
 Dataset make_dataset(const Config& config, int64_t validation_classes = 0, int64_t norm_steps = 0);

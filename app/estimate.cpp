@@ -8,6 +8,11 @@
 
 namespace gimli::app {
 
+std::vector<double> to_vector(const at::Tensor& tensor) {
+  const auto values = tensor.detach().to(at::kCPU, at::kDouble).contiguous();
+  return {values.const_data_ptr<double>(), values.const_data_ptr<double>() + values.numel()};
+}
+
 Estimate estimate(const std::vector<double>& sample) {
   constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
   const auto n = static_cast<double>(sample.size());

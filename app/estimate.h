@@ -1,5 +1,7 @@
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -12,6 +14,9 @@ struct Estimate {
   double mean = 0;
   double interval = 0;
 };
+
+/// The elements of a tensor, row by row.
+std::vector<double> to_vector(const at::Tensor& tensor);
 
 Estimate estimate(const std::vector<double>& sample);
 

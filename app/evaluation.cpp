@@ -56,11 +56,6 @@ std::vector<Score> adapt(const Bilevel& problem, const data::Task& task, const s
   return scores;
 }
 
-std::vector<double> to_vector(const at::Tensor& tensor) {
-  const auto values = tensor.to(at::kCPU, at::kDouble).contiguous();
-  return {values.const_data_ptr<double>(), values.const_data_ptr<double>() + values.numel()};
-}
-
 std::string steps_taken(int64_t steps) {
   if (steps == 0) return "before adaptation";
   return fmt::format("after {} step{}", steps, steps == 1 ? "" : "s");

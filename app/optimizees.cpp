@@ -9,7 +9,6 @@
 
 #include "app/dataset.h"
 #include "gimli/data/counter_rng.h"
-#include "gimli/data/idx.h"
 #include "gimli/substitution.h"
 
 namespace gimli::app {
@@ -26,7 +25,7 @@ struct Theta final : torch::nn::Module {
 };
 
 /// The images as rows of [0, 1], each averaged down to `size` x `size` pixels.
-ImageRows rows_of(const at::Tensor& images, const at::Tensor& labels, int64_t size, at::Device device) {
+LabelledImages rows_of(const at::Tensor& images, const at::Tensor& labels, int64_t size, at::Device device) {
   const auto own = std::min(images.size(2), images.size(3));
   TORCH_CHECK(size <= own, "image_size: expected at most ", own, ", as the images have, got ", size);
   auto pixels = images.to(at::kFloat).div_(255);
@@ -66,11 +65,9 @@ std::vector<Optimizee> Perceptrons::draw(int64_t first, int64_t count) const {
     const auto losses = [network, seed, images = images_, batch = batch_](int64_t step) mutable {
       data::CounterRng random(fork_seed(seed, 1), step);
       std::vector<int64_t> drawn(batch);
-      for (auto& i : drawn) i = random.below(images.labels.size(0));
-      const auto rows = at::tensor(drawn, at::kLong).to(images.labels.device());
-      return torch::nn::functional::cross_entropy(network->forward(images.pixels.index_select(0, rows)),
-                                                  images.labels.index_select(0, rows))
-          .unsqueeze(0);
+      for (auto& i : drawn) i = random.below(images.size());
+      const auto seen = images.at(at::tensor(drawn, at::kLong).to(images.labels.device()));
+      return torch::nn::functional::cross_entropy(network->forward(seen.pixels), seen.labels).unsqueeze(0);
     };
     optimizees.push_back({network.ptr(), losses});
   }
@@ -92,7 +89,7 @@ OptimizeeSplits make_optimizees(const Config& config) {
   const auto size = config.integer("image_size");
   const auto training = rows_of(data.train_images, data.train_labels, size, device);
   const auto test = rows_of(data.test_images, data.test_labels, size, device);
-  const auto perceptrons = [&](uint64_t s, const ImageRows& images) {
+  const auto perceptrons = [&](uint64_t s, const LabelledImages& images) {
     return std::make_shared<const Perceptrons>(s, images, config.integer("units"), config.integer("batch"));
   };
   return {perceptrons(seed, training), perceptrons(validation_seed, training), perceptrons(held_out_seed, test)};

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "app/config.h"
+#include "app/labelled_images.h"
 
 namespace gimli::app {
 
@@ -44,24 +45,19 @@ class Quadratics final : public Optimizees {
   at::TensorOptions options_;
 };
 
-/// Images of ten classes: a row of pixels for each, [n, pixels], and its class, int64 [n].
-struct ImageRows {
-  at::Tensor pixels, labels;
-};
-
-/// The cross-entropy of a perceptron with a hidden layer of sigmoid units, each step on a new batch of images drawn
-/// with replacement. Problems differ in these and in the initial weights, normal of deviation 0.01. Each is an
-/// optimizee of its own, as its many weights fill the operators.
+/// The cross-entropy of a perceptron with a hidden layer of sigmoid units on images of ten classes, each step on a new
+/// batch of images drawn with replacement. Problems differ in these and in the initial weights, normal of deviation
+/// 0.01. Each is an optimizee of its own, as its many weights fill the operators.
 class Perceptrons final : public Optimizees {
  public:
-  Perceptrons(uint64_t seed, ImageRows images, int64_t hidden, int64_t batch)
+  Perceptrons(uint64_t seed, LabelledImages images, int64_t hidden, int64_t batch)
       : seed_(seed), images_(std::move(images)), hidden_(hidden), batch_(batch) {}
 
   std::vector<Optimizee> draw(int64_t first, int64_t count) const override;
 
  private:
   uint64_t seed_;
-  ImageRows images_;
+  LabelledImages images_;
   int64_t hidden_, batch_;
 };
 

@@ -6,7 +6,6 @@
 
 #include "app/experiments/hyperparameter_problem.h"
 #include "app/experiments/hyperparameter_report.h"
-#include "app/experiments/learning_rates.h"
 #include "app/file.h"
 #include "app/metrics.h"
 #include "app/preset.h"

@@ -28,7 +28,7 @@ Optimizee quadratics(int64_t first, int64_t count, int64_t dimensions = 3) {
   return Quadratics(1, dimensions, kDouble).draw(first, count)[0];
 }
 
-ImageRows rows_of_images(int64_t count) {
+LabelledImages rows_of_images(int64_t count) {
   torch::manual_seed(4);
   return {torch::rand({count, 6}, kDouble), torch::arange(count) % 10};
 }

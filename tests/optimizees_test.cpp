@@ -62,7 +62,7 @@ TEST(QuadraticsTest, DoNotDependOnWhatIsDrawnWithThem) {
       at::equal(losses_at(Quadratics(2, 3, kDouble).draw(0, 4)[0], point), losses_at(quadratics(0, 4), point)));
 }
 
-ImageRows rows_of_images(int64_t count) {
+LabelledImages rows_of_images(int64_t count) {
   torch::manual_seed(4);
   return {torch::rand({count, 6}, kDouble), torch::arange(count) % 10};
 }

@@ -34,11 +34,6 @@ const std::array<MeasureName, kMeasures> kMeasureNames{{{"validation_loss", "val
 
 // Pictures and numbers of one kind
 
-std::vector<double> to_vector(const at::Tensor& tensor) {
-  const auto values = tensor.detach().to(at::kCPU, at::kDouble).contiguous();
-  return {values.const_data_ptr<double>(), values.const_data_ptr<double>() + values.numel()};
-}
-
 /// One series through the columns of a sample: a row each repetition.
 Series band(const std::string& title, const std::vector<double>& x, const std::vector<std::vector<double>>& sample) {
   Series series{title, Look::band, x};

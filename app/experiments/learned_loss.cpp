@@ -27,19 +27,8 @@ using Integers = std::vector<int64_t>;
 
 // clang-format off
 Schema make_schema() {
-  Schema schema{{"sinusoid", "omniglot"}, {
-      {"dataset", "Data", "Sine waves (regression), or handwritten characters (classification)",
-                                                                         {text("sinusoid"),  text("omniglot")}, true, 0,
-                                                                         {"sinusoid", "omniglot"}},
+  auto schema = few_shot_schema(/*queries=*/{integer(50), integer(5)}, {
       // key, group, help,                                                sinusoid           omniglot
-      {"data_root", "Data", "Folder with Omniglot's archives, or with a folder omniglot that has them",
-                                                                         {kNone,             text("data")}, false},
-      {"ways", "Data", "Classes in a task",                              {kNone,             integer(5)}, true, 2},
-      {"shots", "Data", "Support examples of a task, for each class",    {integer(10),       integer(1)}, true, 1},
-      {"queries", "Data", "Query examples of a task, for each class",    {integer(50),       integer(5)}, true, 1},
-      {"hidden", "Data", "Width of the network's layers",                {integer(40),       integer(64)}, true, 1},
-      {"model", "Data", "The network",                                   {kNone,             text("conv4-stride")}, true, 0,
-                                                                         network_names()},
       {"loss_hidden", "Learned loss", "Widths of the loss network's hidden layers",
                                                                          {Integers{50, 50}}, true, 1},
       {"inner_steps", "Inner loop", "Steps with the learned loss, from new weights",
@@ -59,7 +48,7 @@ Schema make_schema() {
                                                                          {integer(200)}, false, 1},
       {"rate_powers", "Evaluation", "It is chosen from inner_lr times 2 to the power of each of these",
                                                                          {Integers{-4, -3, -2, -1, 0, 1, 2, 3}}, false, -30, {}, 30},
-  }};
+  });
   for (auto& setting : run_settings(200)) schema.settings.push_back(std::move(setting));
   return schema;
 }
@@ -141,11 +130,6 @@ Panel panel(const Comparisons& rows, const std::string& measured, double scale,
     }
   }
   return result;
-}
-
-std::vector<double> to_vector(const at::Tensor& tensor) {
-  const auto values = tensor.to(at::kCPU, at::kDouble).contiguous();
-  return {values.const_data_ptr<double>(), values.const_data_ptr<double>() + values.numel()};
 }
 
 /// l_phi beside the plain loss, for some targets, each less its least value.

@@ -87,10 +87,7 @@ Candidate baseline(const std::string& name, double rate) {
   return {name, rate, [=](TensorList parameters) { return make_inner_optimizer(name, rate, std::move(parameters)); }};
 }
 
-std::vector<double> column(const at::Tensor& losses, int64_t step) {
-  const auto values = losses.select(1, step).contiguous();
-  return {values.const_data_ptr<double>(), values.const_data_ptr<double>() + values.numel()};
-}
+std::vector<double> column(const at::Tensor& losses, int64_t step) { return to_vector(losses.select(1, step)); }
 
 /// An optimizer on the held-out problems.
 struct Trial {

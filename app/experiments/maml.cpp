@@ -61,19 +61,8 @@ const Method& method_of(const Config& config) {
 
 // clang-format off
 Schema make_schema() {
-  Schema schema{{"sinusoid", "omniglot"}, {
-      {"dataset", "Data", "Sine waves (regression), or handwritten characters (classification)",
-                                                                         {text("sinusoid"),  text("omniglot")}, true, 0,
-                                                                         {"sinusoid", "omniglot"}},
+  auto schema = few_shot_schema(/*queries=*/{integer(10), integer(1)}, {
       // key, group, help,                                                sinusoid           omniglot
-      {"data_root", "Data", "Folder with Omniglot's archives, or with a folder omniglot that has them",
-                                                                         {kNone,             text("data")}, false},
-      {"ways", "Data", "Classes in a task",                              {kNone,             integer(5)}, true, 2},
-      {"shots", "Data", "Support examples of a task, for each class",    {integer(10),       integer(1)}, true, 1},
-      {"queries", "Data", "Query examples of a task, for each class",    {integer(10),       integer(1)}, true, 1},
-      {"hidden", "Data", "Width of the network's layers",                {integer(40),       integer(64)}, true, 1},
-      {"model", "Data", "The network",                                   {kNone,             text("conv4-stride")}, true, 0,
-                                                                         network_names()},
       {"method", "Inner loop", "maml; fomaml: inner gradients as constants; anil: only the last layer adapts; meta-sgd: "
                                "a learned rate for each weight; reptile; imaml: implicit gradients of a proximal loss",
                                                                          {text("maml")}, true, 0, method_names()},
@@ -92,7 +81,7 @@ Schema make_schema() {
                                                                          {Steps{1, 5, 10}}, false, 0},
       {"eval_every", "Evaluation", "Evaluate during training too, each so many iterations; 0: only at the end",
                                                                          {integer(0)}, false, 0},
-  }};
+  });
   for (auto& setting : run_settings(200)) schema.settings.push_back(std::move(setting));
   return schema;
 }

@@ -6,6 +6,7 @@
 #include "gimli/optim/fused/kernels.h"
 #include "gimli/optim/rules/adam.h"
 #include "gimli/optim/rules/sgd.h"
+#include "gimli/processor.h"
 
 // update_all of the optimizers that have a form of their own for it, against UpdateRule::update_all, which is `update`
 // for each tensor.
@@ -258,8 +259,8 @@ void expect_widths_agree(const Formula& formula) {
     const auto tensor = [](const std::vector<float>& list) { return torch::tensor(list).to(at::kDouble); };
     const auto expected = tensor(by_width<16>(formula, order, inputs));
     const auto near = [&](const at::Tensor& actual) { return at::allclose(actual, expected, 1e-4, 1e-4); };
-    EXPECT_TRUE(fused::register_bytes() < 32 || near(tensor(by_width<32>(formula, order, inputs))));
-    EXPECT_TRUE(fused::register_bytes() < 64 || near(tensor(by_width<64>(formula, order, inputs))));
+    EXPECT_TRUE(gimli::register_bytes() < 32 || near(tensor(by_width<32>(formula, order, inputs))));
+    EXPECT_TRUE(gimli::register_bytes() < 64 || near(tensor(by_width<64>(formula, order, inputs))));
   }
 }
 

@@ -31,9 +31,6 @@ struct Pass {
 template <class Formula>
 using Kernel = void (*)(const Pass<Formula>& pass, int64_t begin, int64_t end, double* sums);
 
-/// The width of the widest registers that this processor has of the three below.
-int register_bytes();
-
 /// The kernel for this processor.
 template <class Formula>
 Kernel<Formula> kernel_for(Order order, bool is_double, bool summed);

@@ -1,0 +1,7 @@
+#include "gimli/operators/norm_steps.h"
+
+namespace gimli::operators {
+
+template NormKernel norm_kernel_of_width<64>(NormStep, bool);
+
+}  // namespace gimli::operators

@@ -1,6 +1,7 @@
 #include "gimli/bilevel.h"
 
 #include <algorithm>
+#include <atomic>
 
 namespace gimli {
 namespace {
@@ -26,34 +27,47 @@ TaskRef TaskRef::in_batch(int64_t index, uint64_t seed) const {
 }
 
 Bilevel::Bilevel(ModelTensors model, optim::Optimizer optimizer)
-    : model_(std::move(model)), optimizer_(std::move(optimizer)) {}
+    : model_(std::move(model)), optimizer_(std::move(optimizer)) {
+  changed();
+}
+
+Bilevel& Bilevel::changed() {
+  static std::atomic<uint64_t> count = 0;
+  identity_ = ++count;
+  return *this;
+}
+
+Bilevel& Bilevel::constants(TensorList tensors) {
+  constants_ = std::move(tensors);
+  return changed();
+}
 
 Bilevel& Bilevel::steps(int64_t count) {
   TORCH_CHECK(count >= 0, "Bilevel::steps: expected at least 0, got ", count);
   steps_ = count;
-  return *this;
+  return changed();
 }
 
 Bilevel& Bilevel::outer_at(std::vector<int64_t> steps) {
   TORCH_CHECK(!steps.empty(), "Bilevel::outer_at: expected at least one step");
   outer_steps_ = std::move(steps);
-  return *this;
+  return changed();
 }
 
 Bilevel& Bilevel::stop_gradient_before(std::vector<int64_t> steps) {
   stops_ = std::move(steps);
-  return *this;
+  return changed();
 }
 
 Bilevel& Bilevel::gradient_transform(optim::GradientTransform transform) {
   transforms_.push_back(std::move(transform));
-  return *this;
+  return changed();
 }
 
 Bilevel& Bilevel::start_from(InnerState state) {
   start_ = apart_from(model_, state);
   start_->step = 0;
-  return *this;
+  return changed();
 }
 
 Bilevel& Bilevel::proximal(optim::Value strength) {
@@ -62,7 +76,7 @@ Bilevel& Bilevel::proximal(optim::Value strength) {
   TORCH_CHECK(strength.is_number() || (strength.tensor().defined() && strength.tensor().dim() == 0),
               "Bilevel::proximal: expected a number or a 0-dimensional tensor");
   proximal_ = std::move(strength);
-  return *this;
+  return changed();
 }
 
 Bilevel& Bilevel::seed(uint64_t seed) {
@@ -72,7 +86,7 @@ Bilevel& Bilevel::seed(uint64_t seed) {
 
 Bilevel& Bilevel::keep_final_states(bool keep) {
   keep_final_states_ = keep;
-  return *this;
+  return changed();
 }
 
 InnerState apart_from(const ModelTensors& model, const InnerState& state) {
@@ -115,6 +129,30 @@ bool Bilevel::has_outer_at(int64_t step) const {
 }
 
 bool Bilevel::stops_gradient_before(int64_t step) const { return contains(stops_, step); }
+
+TensorList Bilevel::tensors() const {
+  TensorList result = model_.parameters.tensors;
+  const auto add = [&](const at::Tensor& tensor) {
+    if (tensor.defined()) result.push_back(tensor);
+  };
+  const auto add_all = [&](const TensorList& list) { std::for_each(list.begin(), list.end(), add); };
+  const auto add_slots = [&](const std::vector<optim::ParameterState>& states) {
+    for (const auto& state : states) add_all(state.slots);
+  };
+  add_all(model_.buffers.tensors);
+  for (const auto& group : optimizer_.groups()) {
+    add_slots(group.states);
+    for (const auto& value : group.values) add_all(value.tensors());
+  }
+  if (start_) {
+    add_all(start_->parameters);
+    add_all(start_->buffers);
+    add_slots(start_->optimizer);
+  }
+  if (!proximal_.is_number()) add(proximal_.tensor());
+  add_all(constants_);
+  return result;
+}
 
 InnerLoop Bilevel::start(Graph graph, const TaskRef& task) const {
   InnerLoop loop(

@@ -105,14 +105,25 @@ class Bilevel final {
   template <class Closure>
   Bilevel& inner(Closure closure) {
     inner_ = erase<at::Tensor>(std::move(closure));
-    return *this;
+    return changed();
   }
 
   template <class Closure>
   Bilevel& outer(Closure closure) {
     outer_ = erase<OuterValue>(std::move(closure));
-    return *this;
+    return changed();
   }
+
+  /// The tensors of a task that the closures read, from a closure over the task, for strategies that must know them
+  /// (Captured).
+  template <class Closure>
+  Bilevel& inputs(Closure closure) {
+    inputs_ = erase<TensorList>(std::move(closure));
+    return changed();
+  }
+
+  /// Other tensors that they read, for the same strategies: always these, with the contents that they have then.
+  Bilevel& constants(TensorList tensors);
 
   /// Outer losses after each of these numbers of steps, in place of the last alone; the outer value is their sum.
   Bilevel& outer_at(std::vector<int64_t> steps);
@@ -151,6 +162,13 @@ class Bilevel final {
   bool has_inner() const { return static_cast<bool>(inner_); }
   bool has_proximal() const { return !proximal_.is_off(); }
   bool has_gradient_transforms() const { return !transforms_.empty(); }
+
+  /// A number that copies share until one of their settings is changed; seed() changes none.
+  uint64_t identity() const { return identity_; }
+  /// The tensors of a task, as declared.
+  TensorList inputs_of(const TaskRef& task) const { return inputs_ ? inputs_(task, 0) : TensorList(); }
+  /// All others that are known to be read: the model's, the optimizer's, where the loop starts, and the constants.
+  TensorList tensors() const;
 
   /// Throws if something is missing.
   void check() const;
@@ -199,11 +217,17 @@ class Bilevel final {
     }
   }
 
+  /// Gives the problem an identity of its own.
+  Bilevel& changed();
+
   ModelTensors model_;
   optim::Optimizer optimizer_;
+  uint64_t identity_;
   int64_t steps_ = 1;
   Closure<at::Tensor> inner_;
   Closure<OuterValue> outer_;
+  Closure<TensorList> inputs_;
+  TensorList constants_;
   std::vector<int64_t> outer_steps_;
   std::vector<int64_t> stops_;
   std::vector<optim::GradientTransform> transforms_;

@@ -6,6 +6,8 @@
 
 #include "gimli/linear_solve.h"
 
+#include "gimli/operators/replacement.h"
+
 #include "gimli/substitution.h"
 
 #include "gimli/optim/gradient_transform.h"
@@ -41,6 +43,7 @@
 #include "gimli/task_batch.h"
 
 #include "gimli/hypergradient.h"
+#include "gimli/hypergradient/captured.h"
 #include "gimli/hypergradient/evolution.h"
 #include "gimli/hypergradient/finite_difference.h"
 #include "gimli/hypergradient/forward_mode.h"

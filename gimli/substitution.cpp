@@ -16,6 +16,8 @@
 #include <optional>
 #include <unordered_set>
 
+#include "gimli/operators/replacement.h"
+
 namespace gimli {
 namespace {
 
@@ -156,6 +158,10 @@ void intercept(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::j
               "gimli: ", op.schema().name(),
               " runs in a thread that an inner loop's closure started, where its fast weights are not known");
   const bool changed = innermost && substitute_arguments(op, stack);
+  if (const auto replacement = innermost ? operators::replacement_of(op) : nullptr) {
+    c10::impl::ExcludeDispatchKeyGuard substituted_already(mode_key);
+    if (replacement(*stack)) return;
+  }
   const auto call = [&] {
     if (changed) {
       op.callBoxed(stack);  // the values may have other dispatch keys than what they stand for

@@ -14,9 +14,13 @@
 #include <thread>
 
 #include "expect.h"
+#include "gimli/operators/replacement.h"
 
 namespace gimli {
 namespace {
+
+/// Networks are compared bit by bit with what is written out by hand.
+const bool with_libtorchs_operators = use_own_operators(false);
 
 namespace nn = torch::nn;
 namespace F = torch::nn::functional;

@@ -5,9 +5,12 @@
 #include <cmath>
 #include <limits>
 
+#include "gimli/trace.h"
+
 namespace gimli {
 
 void StepRecord::see(int64_t step, const at::Tensor& number) {
+  const Trace::Pause looking;
   const auto value = number.item<double>();
   if (step == static_cast<int64_t>(numbers_.size())) {
     numbers_.push_back(value);

@@ -15,6 +15,7 @@ TaskCost& TaskCost::operator+=(const TaskCost& other) {
     solver_residual = other.solver_residual;
   }
   if (solver_remark.empty()) solver_remark = other.solver_remark;
+  if (capture_remark.empty()) capture_remark = other.capture_remark;
   stationarity = std::max(stationarity, other.stationarity);
   return *this;
 }

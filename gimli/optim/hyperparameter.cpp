@@ -153,6 +153,12 @@ bool Hyperparameter::is_number() const {
   return value && value->is_number();
 }
 
+TensorList Hyperparameter::tensors() const {
+  if (const auto* list = std::get_if<TensorList>(&value_)) return *list;
+  const auto* value = std::get_if<Value>(&value_);
+  return value && !value->is_number() ? TensorList{value->tensor()} : TensorList();
+}
+
 bool Hyperparameter::is_computed() const {
   const auto computed = [](const at::Tensor& tensor) { return tensor.defined() && tensor.grad_fn() != nullptr; };
   if (const auto* list = std::get_if<TensorList>(&value_)) return std::any_of(list->begin(), list->end(), computed);

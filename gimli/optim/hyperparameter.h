@@ -101,6 +101,8 @@ class Hyperparameter final {
 
   bool is_number() const;
   double number() const { return std::get<Value>(value_).number(); }
+  /// Those that it holds; what a function holds is not known.
+  TensorList tensors() const;
 
   /// Whether it holds the result of an operator, and not a function or tensors that are leaves.
   bool is_computed() const;

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "gimli/optim/fused/node.h"
+#include "gimli/trace.h"
 
 namespace gimli::optim::fused {
 namespace {
@@ -120,6 +121,8 @@ void update_all(const UpdateRule& rule,
                 const std::function<Recipe<Formula>(const ParameterState&, const Values&)>& recipe_for,
                 std::vector<Iterate>& iterates, const TensorList& gradients,
                 const std::vector<Values>& hyperparameters) {
+  // A trace would not see passes over memory.
+  if (Trace::is_recording()) return rule.UpdateRule::update_all(iterates, gradients, hyperparameters);
   Update<Formula> update;
   std::vector<size_t> positions;
   std::vector<std::pair<size_t, Iterate>> results;

@@ -1,0 +1,201 @@
+#include "gimli/hypergradient/captured.h"
+
+#include <ATen/ATen.h>
+
+#include <cmath>
+#include <list>
+#include <mutex>
+
+#include "gimli/hypergradient/unroll.h"
+#include "gimli/trace.h"
+
+namespace gimli {
+namespace {
+
+/// The tensors of a result in the order of a trace's outputs.
+TensorList tensors_of(const Strategy::TaskResult& result) {
+  TensorList list{result.outer_loss, result.auxiliary};
+  list.insert(list.end(), result.gradients.begin(), result.gradients.end());
+  const auto& state = result.final_state;
+  list.insert(list.end(), state.parameters.begin(), state.parameters.end());
+  list.insert(list.end(), state.buffers.begin(), state.buffers.end());
+  for (const auto& parameter : state.optimizer) list.insert(list.end(), parameter.slots.begin(), parameter.slots.end());
+  return list;
+}
+
+/// `like` with those tensors.
+Strategy::TaskResult result_with(Strategy::TaskResult like, const TensorList& list) {
+  size_t next = 0;
+  const auto take = [&](at::Tensor& tensor) { tensor = list[next++]; };
+  take(like.outer_loss);
+  take(like.auxiliary);
+  for (auto& gradient : like.gradients) take(gradient);
+  for (auto& parameter : like.final_state.parameters) take(parameter);
+  for (auto& buffer : like.final_state.buffers) take(buffer);
+  for (auto& parameter : like.final_state.optimizer) {
+    for (auto& slot : parameter.slots) take(slot);
+  }
+  return like;
+}
+
+/// |a - b| / |b| of two lists of tensors, each seen as one long vector.
+double difference(const TensorList& a, const TensorList& b) {
+  double squares = 0, distance = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (!a[i].defined() || !b[i].defined()) continue;
+    const auto y = b[i].to(at::kDouble);
+    squares += y.square().sum().item<double>();
+    distance += (a[i].to(at::kDouble) - y).square().sum().item<double>();
+  }
+  return distance == 0 ? 0 : std::sqrt(distance / squares);
+}
+
+/// That of the losses, the gradients or the final weights, whichever is the largest.
+double difference(const Strategy::TaskResult& a, const Strategy::TaskResult& b) {
+  return std::max({difference(TensorList{a.outer_loss}, TensorList{b.outer_loss}), difference(a.gradients, b.gradients),
+                   difference(a.final_state.parameters, b.final_state.parameters),
+                   difference(a.final_state.buffers, b.final_state.buffers)});
+}
+
+/// What a recording is for.
+struct Key {
+  uint64_t problem;
+  std::vector<const void*> memory;  ///< of what it reads besides the task
+  std::vector<int64_t> shapes;      ///< of the task's tensors: sizes, type, and which share memory with one before
+  bool operator==(const Key&) const = default;
+};
+
+Key key_of(const Bilevel& problem, const TraceInputs& inputs) {
+  Key key{problem.identity(), {}, {}};
+  for (const auto& tensor : inputs.shared) {
+    key.memory.push_back(tensor.const_data_ptr());
+    key.shapes.push_back(tensor.requires_grad());
+  }
+  const auto& tensors = inputs.copied;
+  for (const auto& tensor : tensors) {
+    TORCH_CHECK(tensor.defined(), "Captured: the problem's inputs() returned an undefined tensor");
+    key.shapes.push_back(tensor.dim());
+    key.shapes.insert(key.shapes.end(), tensor.sizes().begin(), tensor.sizes().end());
+    key.shapes.push_back(static_cast<int64_t>(tensor.scalar_type()));
+    const auto first =
+        std::find_if(tensors.begin(), tensors.end(), [&](const auto& t) { return t.is_alias_of(tensor); });
+    key.shapes.push_back(first - tensors.begin());
+    key.shapes.push_back(tensor.storage_offset() - first->storage_offset());
+  }
+  return key;
+}
+
+/// How far replays may be from the strategy itself.
+double tolerance(const Strategy::TaskResult& result) {
+  return result.outer_loss.scalar_type() == at::kDouble ? 1e-10 : 1e-5;
+}
+
+}  // namespace
+
+/// The recordings of the problems and shapes that came last.
+class Captured::Cache final {
+ public:
+  struct Entry {
+    Key key;
+    std::mutex mutex;
+    bool begun = false;
+    std::shared_ptr<const Trace> trace;
+    TaskResult like;
+    std::string refusal;
+    int64_t replays = 0;
+    std::vector<std::shared_ptr<Trace::Memory>> idle;
+  };
+
+  std::shared_ptr<Entry> entry(Key key) {
+    constexpr size_t most = 16;
+    const std::lock_guard lock(mutex_);
+    for (auto at = entries_.begin(); at != entries_.end(); ++at) {
+      if ((*at)->key != key) continue;
+      entries_.splice(entries_.begin(), entries_, at);
+      return entries_.front();
+    }
+    auto entry = std::make_shared<Entry>();
+    entry->key = std::move(key);
+    entries_.push_front(entry);
+    if (entries_.size() > most) entries_.pop_back();
+    return entry;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::list<std::shared_ptr<Entry>> entries_;
+};
+
+Captured::Captured() : Captured(std::make_shared<const Unroll>()) {}
+
+Captured::Captured(std::shared_ptr<const Strategy> strategy)
+    : strategy_(std::move(strategy)), cache_(std::make_shared<Cache>()) {}
+
+std::string Captured::name() const { return c10::str("Captured(", strategy_->name(), ")"); }
+
+Strategy::TaskResult Captured::differentiate(const Bilevel& problem, const TensorList& meta_parameters,
+                                             const TaskRef& task) const {
+  const auto itself = [&](const std::string& remark) {
+    auto result = strategy_->differentiate(problem, meta_parameters, task);
+    result.cost.capture_remark = remark;
+    return result;
+  };
+
+  TraceInputs inputs{problem.inputs_of(task), problem.tensors()};
+  inputs.shared.insert(inputs.shared.end(), meta_parameters.begin(), meta_parameters.end());
+  const auto entry = cache_->entry(key_of(problem, inputs));
+
+  std::unique_lock lock(entry->mutex);
+  if (!entry->refusal.empty()) return itself(entry->refusal);
+  if (!entry->begun) {
+    entry->begun = true;
+    lock.unlock();
+    TaskResult result;
+    Trace::Recording recording;
+    try {
+      recording = Trace::record([&] { return tensors_of(result = itself("")); }, inputs);
+    } catch (...) {
+      lock.lock();
+      entry->begun = false;
+      throw;
+    }
+    lock.lock();
+    entry->trace = recording.trace;
+    entry->like = result;
+    entry->refusal = recording.refusal;
+    result.cost.capture_remark = recording.refusal;
+    return result;
+  }
+  if (!entry->trace) {  // another thread records
+    lock.unlock();
+    return itself("");
+  }
+  const auto replay = ++entry->replays;
+  std::shared_ptr<Trace::Memory> memory;
+  if (!entry->idle.empty()) {
+    memory = std::move(entry->idle.back());
+    entry->idle.pop_back();
+  }
+  lock.unlock();
+
+  if (!memory) memory = entry->trace->allocate();
+  auto replayed = result_with(entry->like, entry->trace->replay(*memory, inputs.copied));
+  lock.lock();
+  entry->idle.push_back(std::move(memory));
+  lock.unlock();
+
+  if ((replay & (replay - 1)) == 0) {
+    auto result = itself("");
+    const auto found = difference(replayed, result);
+    if (!(found <= tolerance(result))) {
+      lock.lock();
+      entry->refusal = c10::str("a replay differs from ", strategy_->name(), " itself by ", found,
+                                ": the closures read something that is neither declared nor computed by operators");
+      result.cost.capture_remark = entry->refusal;
+    }
+    return result;
+  }
+  return replayed;
+}
+
+}  // namespace gimli

@@ -1,0 +1,129 @@
+#include "gimli/operators/replacement.h"
+
+#include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/core/stack.h>
+
+#include <atomic>
+#include <unordered_map>
+
+#include "gimli/operators/batch_norm.h"
+#include "gimli/operators/convolution.h"
+#include "gimli/operators/layer_norm.h"
+#include "gimli/trace.h"
+
+namespace gimli {
+namespace {
+
+std::atomic<bool> in_use = true;
+
+}  // namespace
+
+bool use_own_operators(bool use) { return in_use.exchange(use); }
+
+namespace operators {
+namespace {
+
+using torch::jit::Stack;
+
+/// Whether passes over memory would be missed: by a trace, or by derivatives other than autograd's backward passes.
+bool needs_operators(std::initializer_list<at::Tensor> tensors) {
+  if (Trace::is_recording() ||
+      c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode))
+    return true;
+  return std::any_of(tensors.begin(), tensors.end(), [](const at::Tensor& tensor) {
+    return tensor.defined() && tensor._fw_grad(/*level=*/0).defined();
+  });
+}
+
+/// The arguments of a call, and the place of its result.
+class Call final {
+ public:
+  Call(Stack& stack, size_t arguments) : stack_(stack), arguments_(arguments) {}
+
+  const c10::IValue& operator[](size_t i) const { return torch::jit::peek(stack_, i, arguments_); }
+  at::Tensor tensor(size_t i) const { return (*this)[i].isNone() ? at::Tensor() : (*this)[i].toTensor(); }
+  /// A list of integers, of which one stands for `count` equal ones.
+  std::vector<int64_t> integers(size_t i, size_t count) const {
+    auto list = (*this)[i].toIntVector();
+    if (list.size() == 1) list.resize(count, list[0]);
+    return list;
+  }
+  bool returns(at::Tensor result) {
+    torch::jit::drop(stack_, arguments_);
+    torch::jit::push(stack_, std::move(result));
+    return true;
+  }
+
+ private:
+  Stack& stack_;
+  const size_t arguments_;
+};
+
+bool replace_batch_norm(Stack& stack) {
+  // input, weight, bias, running mean, running variance, training, momentum, eps, cudnn
+  Call call(stack, 9);
+  if (!call[5].toBool()) return false;
+  const BatchNormInputs inputs{call.tensor(0), call.tensor(1),     call.tensor(2),    call.tensor(3),
+                               call.tensor(4), call[6].toDouble(), call[7].toDouble()};
+  if (!has_batch_norm(inputs) || needs_operators({inputs.x, inputs.weight, inputs.bias})) return false;
+  return call.returns(batch_norm(inputs));
+}
+
+bool replace_layer_norm(Stack& stack) {
+  // input, shape, weight, bias, eps, cudnn
+  Call call(stack, 6);
+  const LayerNormInputs inputs{call.tensor(0), call[1].toIntVector(), call.tensor(2), call.tensor(3),
+                               call[4].toDouble()};
+  if (!has_layer_norm(inputs) || needs_operators({inputs.x, inputs.weight, inputs.bias})) return false;
+  return call.returns(layer_norm(inputs));
+}
+
+bool replace_group_norm(Stack& stack) {
+  // input, groups, weight, bias, eps, cudnn
+  Call call(stack, 6);
+  const GroupNormInputs inputs{call.tensor(0), call[1].toInt(), call.tensor(2), call.tensor(3), call[4].toDouble()};
+  if (!has_group_norm(inputs) || needs_operators({inputs.x, inputs.weight, inputs.bias})) return false;
+  return call.returns(group_norm(inputs));
+}
+
+template <size_t dimensions>
+bool replace_convolution(Stack& stack) {
+  // input, weight, bias, stride, padding, dilation, groups
+  Call call(stack, 7);
+  const ConvolutionInputs inputs{call.tensor(0),
+                                 call.tensor(1),
+                                 call.tensor(2),
+                                 call.integers(3, dimensions),
+                                 call.integers(4, dimensions),
+                                 call.integers(5, dimensions),
+                                 call[6].toInt()};
+  if (inputs.x.dim() != dimensions + 2 || !has_convolution(inputs) ||
+      needs_operators({inputs.x, inputs.weight, inputs.bias})) {
+    return false;
+  }
+  return call.returns(convolution(inputs));
+}
+
+}  // namespace
+
+Replacement replacement_of(const c10::OperatorHandle& op) {
+  static const std::unordered_map<c10::OperatorHandle, Replacement> replacements = [] {
+    std::unordered_map<c10::OperatorHandle, Replacement> result;
+    for (const auto& [name, replacement] : {std::pair("aten::batch_norm", &replace_batch_norm),
+                                            {"aten::layer_norm", &replace_layer_norm},
+                                            {"aten::group_norm", &replace_group_norm},
+                                            {"aten::conv1d", &replace_convolution<1>},
+                                            {"aten::conv2d", &replace_convolution<2>},
+                                            {"aten::conv3d", &replace_convolution<3>}}) {
+      result.emplace(c10::Dispatcher::singleton().findSchemaOrThrow(name, ""), replacement);
+    }
+    return result;
+  }();
+  const auto found = replacements.find(op);
+  if (found == replacements.end() || !in_use || at::autocast::is_autocast_enabled(at::kCPU)) return nullptr;
+  return found->second;
+}
+
+}  // namespace operators
+}  // namespace gimli

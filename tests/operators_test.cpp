@@ -1,0 +1,471 @@
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <functional>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "expect.h"
+#include "gimli/gradcheck.h"
+#include "gimli/inner_loop.h"
+#include "gimli/memory_meter.h"
+#include "gimli/operators/batch_norm.h"
+#include "gimli/operators/convolution.h"
+#include "gimli/operators/layer_norm.h"
+#include "gimli/operators/norm_kernels.h"
+#include "gimli/operators/replacement.h"
+#include "gimli/processor.h"
+
+namespace gimli {
+namespace {
+
+constexpr auto kInfinity = std::numeric_limits<double>::infinity(), kNaN = std::numeric_limits<double>::quiet_NaN();
+
+/// Runs what it is given with libtorch's operators.
+template <class Function>
+auto with_libtorchs(Function function) {
+  struct Off {
+    bool before = use_own_operators(false);
+    ~Off() { use_own_operators(before); }
+  } off;
+  return function();
+}
+
+using Function = std::function<at::Tensor(const TensorList&)>;
+
+/// An operator of gimli's, libtorch's, and one whose derivatives of all orders are right, of the same inputs.
+struct Row {
+  std::string name;
+  Function own, libtorchs, defined;
+  std::function<TensorList()> inputs;
+  bool few = false;  ///< of so few elements that central differences of all of them are quick
+};
+
+std::ostream& operator<<(std::ostream& out, const Row& row) { return out << row.name; }
+
+at::Tensor random(at::IntArrayRef sizes) { return at::randn(sizes, at::kDouble); }
+
+Row norm_row(const std::string& name, std::function<at::Tensor()> x, bool affine = true, bool few = false) {
+  const auto of = [affine](const TensorList& in) {
+    return affine ? std::pair(in[1], in[2]) : std::pair(at::Tensor(), at::Tensor());
+  };
+  return {"batch_norm_" + name,
+          [=](const TensorList& in) {
+            const auto [weight, bias] = of(in);
+            return operators::batch_norm({in[0], weight, bias, {}, {}, 0.1, 1e-5});
+          },
+          [=](const TensorList& in) {
+            const auto [weight, bias] = of(in);
+            return at::batch_norm(in[0], weight, bias, {}, {}, true, 0.1, 1e-5, false);
+          },
+          [=](const TensorList& in) {
+            std::vector<int64_t> over{0}, shape(in[0].dim(), 1);
+            for (int64_t d = 2; d < in[0].dim(); ++d) over.push_back(d);
+            shape[1] = in[0].size(1);
+            const auto centred = in[0] - in[0].mean(over, true);
+            const auto y = centred / (centred.square().mean(over, true) + 1e-5).sqrt();
+            return affine ? y * in[1].view(shape) + in[2].view(shape) : y;
+          },
+          [=] {
+            TensorList in{2 * x() + 0.5};
+            if (affine) in.insert(in.end(), {random({in[0].size(1)}), random({in[0].size(1)})});
+            return in;
+          },
+          few};
+}
+
+/// Of each example, over all dimensions from `from` on, or over those and groups of channels.
+Row layer_row(const std::string& name, std::vector<int64_t> sizes, int64_t from, int64_t groups = 0, bool few = false) {
+  const std::vector<int64_t> shape(sizes.begin() + from, groups ? sizes.begin() + from + 1 : sizes.end());
+  return {(groups ? "group_norm_" : "layer_norm_") + name,
+          [=](const TensorList& in) {
+            if (groups) return operators::group_norm({in[0], groups, in[1], in[2], 1e-5});
+            return operators::layer_norm({in[0], shape, in[1], in[2], 1e-5});
+          },
+          [=](const TensorList& in) {
+            if (groups) return at::group_norm(in[0], groups, in[1], in[2], 1e-5, false);
+            return at::layer_norm(in[0], shape, in[1], in[2], 1e-5, false);
+          },
+          [=](const TensorList& in) {
+            const auto count = groups ? sizes[0] * groups : in[0].numel() / c10::multiply_integers(shape);
+            const auto x = in[0].reshape({count, -1});
+            const auto centred = x - x.mean(1, true);
+            const auto z = (centred / (centred.square().mean(1, true) + 1e-5).sqrt()).view(sizes);
+            std::vector<int64_t> of(sizes.size(), 1);
+            std::copy(shape.begin(), shape.end(), of.begin() + from);
+            return z * in[1].view(of) + in[2].view(of);
+          },
+          [=] {
+            return TensorList{2 * random(sizes) + 0.5, random(shape), random(shape)};
+          },
+          few};
+}
+
+struct Geometry {
+  std::vector<int64_t> stride{1, 1}, padding{1, 1}, dilation{1, 1};
+  int64_t groups = 1;
+  bool bias = true;
+};
+
+Row convolution_row(const std::string& name, std::vector<int64_t> x, std::vector<int64_t> weight, Geometry g,
+                    bool channels_last = false, bool few = false) {
+  const auto bias = [=](const TensorList& in) { return g.bias ? in[2] : at::Tensor(); };
+  const auto libtorchs = [=](const TensorList& in) {
+    const std::vector<int64_t> none(g.stride.size(), 0);
+    return at::convolution(in[0], in[1], bias(in), g.stride, g.padding, g.dilation, false, none, g.groups);
+  };
+  return {"convolution_" + name,
+          [=](const TensorList& in) {
+            return operators::convolution({in[0], in[1], bias(in), g.stride, g.padding, g.dilation, g.groups});
+          },
+          libtorchs,
+          libtorchs,
+          [=] {
+            TensorList in{random(x), random(weight)};
+            if (channels_last) in[0] = in[0].contiguous(at::MemoryFormat::ChannelsLast);
+            if (g.bias) in.push_back(random({weight[0]}));
+            return in;
+          },
+          few};
+}
+
+const std::vector<Row> rows{
+    norm_row("planes",
+             [] {
+               return random({4, 5, 6, 7});
+             }),
+    norm_row(
+        "small_planes",
+        [] {
+          return random({3, 2, 2, 3});
+        },
+        true, true),
+    norm_row("planes_of_one",
+             [] {
+               return random({9, 35, 1, 1});
+             }),
+    norm_row("channels_last",
+             [] {
+               return random({3, 37, 5, 4}).contiguous(at::MemoryFormat::ChannelsLast);
+             }),
+    norm_row("volumes",
+             [] {
+               return random({3, 4, 2, 3, 4});
+             }),
+    norm_row("volumes_channels_last",
+             [] {
+               return random({2, 9, 2, 3, 4}).contiguous(at::MemoryFormat::ChannelsLast3d);
+             }),
+    norm_row("sequences",
+             [] {
+               return random({4, 3, 11});
+             }),
+    norm_row("vectors",
+             [] {
+               return random({7, 19});
+             }),
+    norm_row(
+        "few_vectors",
+        [] {
+          return random({5, 3});
+        },
+        true, true),
+    norm_row("strided",
+             [] {
+               return random({5, 6, 7, 8}).transpose(0, 3).slice(2, 0, 5, 2);
+             }),
+    norm_row(
+        "without_affine",
+        [] {
+          return random({4, 5, 3, 3});
+        },
+        false, true),
+    norm_row("large",
+             [] {
+               return random({16, 24, 14, 14});
+             }),
+    layer_row("tokens", {3, 7, 16}, 2),
+    layer_row("images", {4, 2, 3, 3}, 1, 0, true),
+    layer_row("vectors", {5, 11}, 1),
+    layer_row("of_four", {3, 8, 5, 5}, 1, 4),
+    layer_row("of_one", {3, 6, 7}, 1, 1),
+    layer_row("of_two", {2, 4, 2, 2}, 1, 2, true),
+    convolution_row("plain", {3, 4, 6, 5}, {5, 4, 3, 3}, {}),
+    convolution_row("few", {2, 2, 3, 3}, {2, 2, 3, 3}, {}, false, true),
+    convolution_row("without_bias", {3, 4, 6, 5}, {5, 4, 3, 3}, {.bias = false}),
+    convolution_row("strided", {2, 3, 9, 8}, {4, 3, 3, 2}, {.stride = {2, 3}, .padding = {0, 1}}),
+    convolution_row("dilated", {2, 3, 9, 8}, {4, 3, 3, 2}, {.padding = {2, 1}, .dilation = {2, 3}}),
+    convolution_row("grouped", {2, 4, 5, 5}, {6, 2, 3, 3}, {.groups = 2}, false, true),
+    convolution_row("depthwise", {2, 4, 5, 5}, {8, 1, 3, 3}, {.groups = 4}),
+    convolution_row("channels_last", {2, 16, 6, 6}, {16, 16, 3, 3}, {}, true),
+    convolution_row("pointwise", {2, 5, 4, 4}, {3, 5, 1, 1}, {.padding = {0, 0}}),
+    convolution_row("1d", {2, 3, 9}, {4, 3, 3}, {{1}, {1}, {1}}),
+    convolution_row("3d", {2, 3, 4, 5, 3}, {4, 3, 2, 3, 2}, {{1, 1, 1}, {0, 1, 1}, {1, 1, 1}}),
+};
+
+class OperatorsTest : public testing::TestWithParam<Row> {
+ protected:
+  OperatorsTest() { torch::manual_seed(5); }
+};
+
+INSTANTIATE_TEST_SUITE_P(Table, OperatorsTest, testing::ValuesIn(rows),
+                         [](const auto& info) { return info.param.name; });
+
+/// The value, and the gradients of orders 1 to 3 by the inputs, each of a nonlinear function of those of the order
+/// before.
+std::vector<TensorList> derivatives(const Function& function, const TensorList& inputs) {
+  torch::manual_seed(17);
+  std::vector<TensorList> orders{{function(inputs)}};
+  while (orders.size() < 4) {
+    auto sum = at::zeros({}, inputs[0].options());
+    for (const auto& tensor : orders.back()) {
+      if (tensor.defined())
+        sum = sum + (at::randn(tensor.sizes(), tensor.options()) * tensor + 0.1 * tensor.square()).sum();
+    }
+    orders.push_back(torch::autograd::grad({sum}, inputs, {}, true, /*create_graph=*/orders.size() < 3, true));
+  }
+  return orders;
+}
+
+double relative_difference(const at::Tensor& a, const at::Tensor& b) {
+  return ((a - b).norm() / (b.norm() + 1e-30)).item<double>();
+}
+
+TEST_P(OperatorsTest, AgreesWithItsDefinitionToTheThirdOrder) {
+  auto inputs = GetParam().inputs();
+  for (auto& input : inputs) input.requires_grad_();
+  const auto actual = derivatives(GetParam().own, inputs), expected = derivatives(GetParam().defined, inputs);
+  for (size_t order = 0; order < actual.size(); ++order) {
+    for (size_t i = 0; i < actual[order].size(); ++i) {
+      EXPECT_LE(relative_difference(actual[order][i], expected[order][i]), 1e-11) << "order " << order << ", " << i;
+    }
+  }
+}
+
+// In float32, each against libtorch's in float64: as near as libtorch's own.
+TEST_P(OperatorsTest, IsAsExactAsLibtorchsInFloat32) {
+  const auto inputs = GetParam().inputs();
+  TensorList wide, narrow;
+  for (const auto& input : inputs) {
+    narrow.push_back(input.to(at::kFloat).requires_grad_());
+    wide.push_back(narrow.back().detach().to(at::kDouble).requires_grad_());
+  }
+  const auto second = [](const Function& function, const TensorList& in) {
+    torch::manual_seed(17);
+    const auto y = function(in);
+    const auto weights = at::randn(y.sizes(), at::kDouble).to(y.scalar_type());
+    const auto first = torch::autograd::grad({(y * weights + y.square()).sum()}, in, {}, true, true);
+    auto sum = at::zeros({}, y.options());
+    for (const auto& tensor : first)
+      sum = sum + (at::randn(tensor.sizes(), at::kDouble).to(y.scalar_type()) * tensor).sum();
+    return torch::autograd::grad({sum}, in, {}, false, false, true);
+  };
+  const auto exact = second(GetParam().libtorchs, wide), own = second(GetParam().own, narrow),
+             theirs = second(GetParam().libtorchs, narrow);
+  for (size_t i = 0; i < exact.size(); ++i) {
+    if (!exact[i].defined()) continue;
+    const auto bound = std::max(2 * relative_difference(theirs[i].to(at::kDouble), exact[i]), 1e-6);
+    EXPECT_LE(relative_difference(own[i].to(at::kDouble), exact[i]), bound) << i;
+    EXPECT_EQ(own[i].scalar_type(), at::kFloat);
+  }
+}
+
+TEST_P(OperatorsTest, AgreesWithCentralDifferences) {
+  if (!GetParam().few) return;
+  auto inputs = GetParam().inputs();
+  for (auto& input : inputs) input.requires_grad_();
+  const auto scalar = [&](const TensorList& in) {
+    const auto y = GetParam().own(in);
+    return (y * at::sin(at::arange(y.numel(), y.options())).view(y.sizes()) + 0.3 * y.pow(3)).sum();
+  };
+  const auto first = gradcheck(scalar, inputs), second = gradgradcheck(scalar, inputs);
+  EXPECT_TRUE(first) << first.message;
+  EXPECT_TRUE(second) << second.message;
+}
+
+// Every combination of inputs that require a gradient has those derivatives that libtorch's has.
+TEST_P(OperatorsTest, HasTheDerivativesThatLibtorchsHas) {
+  const auto values = GetParam().inputs();
+  for (uint32_t part = 1; part < 1u << values.size(); ++part) {
+    const auto of = [&](const Function& function) {
+      auto all = clones(values);
+      TensorList wanted;
+      for (size_t i = 0; i < all.size(); ++i) {
+        if (part >> i & 1) wanted.push_back(all[i].requires_grad_());
+      }
+      torch::manual_seed(3);
+      const auto y = function(all);
+      auto weights = at::randn_like(y).requires_grad_();
+      auto first = torch::autograd::grad({y}, wanted, {weights}, true, true, true);
+      wanted.push_back(weights);
+      auto sum = at::zeros({}, y.options());
+      for (const auto& tensor : first) sum = sum + (tensor * tensor).sum();
+      auto second = torch::autograd::grad({sum}, wanted, {}, false, false, true);
+      first.insert(first.end(), second.begin(), second.end());
+      return first;
+    };
+    const auto actual = of(GetParam().own), expected = of(GetParam().libtorchs);
+    for (size_t i = 0; i < actual.size(); ++i) {
+      const auto zeros = [&](const at::Tensor& t, const at::Tensor& like) {
+        return t.defined() ? t : at::zeros_like(like);
+      };
+      if (!actual[i].defined() && !expected[i].defined()) continue;
+      const auto a = zeros(actual[i], expected[i]), b = zeros(expected[i], actual[i]);
+      EXPECT_LE((a - b).abs().max().item<double>(), 1e-9) << "part " << part << ", " << i;
+    }
+  }
+}
+
+TEST(BatchNorm, moves_running_statistics_as_libtorch) {
+  torch::manual_seed(2);
+  for (const auto type : {at::kDouble, at::kFloat}) {
+    const auto x = random({4, 3, 5, 5}).to(type);
+    auto mean = random({3}).to(type), variance = at::rand({3}, type), mean_too = mean.clone(),
+         variance_too = variance.clone();
+    operators::batch_norm({x, {}, {}, mean, variance, 0.3, 1e-5});
+    at::batch_norm(x, {}, {}, mean_too, variance_too, true, 0.3, 1e-5, false);
+    EXPECT_TRUE(at::allclose(mean, mean_too, 1e-6, 1e-7));
+    EXPECT_TRUE(at::allclose(variance, variance_too, 1e-6, 1e-7));
+  }
+}
+
+TEST(BatchNorm, constant_channels_and_large_offsets) {
+  torch::manual_seed(2);
+  auto x = random({6, 3, 4, 4});
+  x.select(1, 1).fill_(3);
+  x.select(1, 2).add_(1e6);
+  for (const auto type : {at::kDouble, at::kFloat}) {
+    auto own = x.to(type).requires_grad_(), theirs = x.to(type).requires_grad_();
+    const auto gradients = [&](const at::Tensor& in, const at::Tensor& y) {
+      auto first = torch::autograd::grad({y.pow(3).sum()}, {in}, {}, true, true)[0];
+      return TensorList{y, first, torch::autograd::grad({first.square().sum()}, {in})[0]};
+    };
+    const auto actual = gradients(own, operators::batch_norm({own, {}, {}, {}, {}, 0.1, 1e-5}));
+    const auto wide = type == at::kDouble ? theirs : theirs.detach().to(at::kDouble).requires_grad_();
+    const auto expected = gradients(wide, at::batch_norm(wide, {}, {}, {}, {}, true, 0.1, 1e-5, false));
+    for (size_t i = 0; i < actual.size(); ++i) {
+      for (int64_t c = 0; c < 3; ++c) {
+        const auto a = actual[i].select(1, c).to(at::kDouble), b = expected[i].select(1, c);
+        EXPECT_LE((a - b).abs().max().item<double>(),
+                  (type == at::kDouble ? 1e-7 : 2e-3) * (1 + b.abs().max().item<double>()))
+            << "order " << i << ", channel " << c;
+      }
+    }
+  }
+}
+
+TEST(BatchNorm, not_a_number_stays_in_its_channel) {
+  for (const double bad : {kNaN, kInfinity}) {
+    auto x = random({3, 2, 9});
+    x[1][0][4] = bad;
+    x.requires_grad_();
+    const auto y = operators::batch_norm({x, {}, {}, {}, {}, 0.1, 1e-5});
+    const auto first = torch::autograd::grad({y.pow(3).sum()}, {x}, {}, true, true)[0];
+    const auto second = torch::autograd::grad({first.square().sum()}, {x})[0];
+    for (const auto& tensor : {y, first, second}) {
+      EXPECT_TRUE(tensor.select(1, 0).isnan().any().item<bool>());
+      EXPECT_TRUE(tensor.select(1, 1).isfinite().all().item<bool>());
+    }
+  }
+}
+
+TEST(OwnOperators, refuse_what_they_are_not_for) {
+  expect_error(
+      [] {
+        operators::batch_norm({at::zeros({2, 3}, at::kLong), {}, {}, {}, {}, 0.1, 1e-5});
+      },
+      "batch_norm: ");
+  expect_error(
+      [] {
+        operators::batch_norm({at::zeros({2, 3}), at::zeros({2}), {}, {}, {}, 0.1, 1e-5});
+      },
+      "batch_norm: ");
+  expect_error(
+      [] {
+        operators::convolution({at::zeros({2, 3}), at::zeros({2, 3}), {}, {1}, {0}, {1}, 1});
+      },
+      "convolution: ");
+}
+
+TEST(NormKernels, registers_of_every_width_agree) {
+  using namespace operators;
+  torch::manual_seed(4);
+  for (const Channels at : {Channels{3, 5, 13}, Channels{21, 37, 1}}) {
+    for (const bool is_double : {false, true}) {
+      const auto type = is_double ? at::kDouble : at::kFloat;
+      const auto in = at::randn({3, at.count() * at.channels}, type);
+      const auto k = at::randn({8, at.channels}, at::kDouble);
+      for (const auto step : {NormStep::mean, NormStep::variance, NormStep::normalize, NormStep::first_sums,
+                              NormStep::first, NormStep::second_sums, NormStep::second}) {
+        const auto run = [&](NormKernel kernel) {
+          auto out = at::zeros({2, at.count() * at.channels}, type), sums = at::zeros({5, at.channels}, at::kDouble);
+          NormPass pass{at};
+          for (int64_t i = 0; i < 3; ++i) pass.in[i] = in[i].const_data_ptr();
+          for (int64_t i = 0; i < 2; ++i) pass.out[i] = out[i].mutable_data_ptr();
+          for (int64_t i = 0; i < 8; ++i) pass.k[i] = k[i].const_data_ptr<double>();
+          for (int64_t i = 0; i < 5; ++i) pass.sums[i] = sums[i].mutable_data_ptr<double>();
+          kernel(pass, 0, at.channels);
+          return at::cat({out.flatten().to(at::kDouble), sums.flatten()});
+        };
+        const auto expected = run(norm_kernel_of_width<16>(step, is_double));
+        const auto near = [&](NormKernel kernel) { return at::allclose(run(kernel), expected, 1e-6, 1e-6); };
+        EXPECT_TRUE(expected.abs().sum().item<double>() > 0);
+        EXPECT_TRUE(register_bytes() < 32 || near(norm_kernel_of_width<32>(step, is_double)));
+        EXPECT_TRUE(register_bytes() < 64 || near(norm_kernel_of_width<64>(step, is_double)));
+      }
+    }
+  }
+}
+
+struct Net : torch::nn::Module {
+  Net() {
+    convolution = register_module("convolution", torch::nn::Conv2d(torch::nn::Conv2dOptions(3, 8, 3).padding(1)));
+    norm = register_module("norm", torch::nn::BatchNorm2d(8));
+    linear = register_module("linear", torch::nn::Linear(8 * 36, 4));
+    to(torch::kDouble);
+  }
+  at::Tensor forward(const at::Tensor& x) { return linear(at::tanh(norm(convolution(x))).flatten(1)); }
+  torch::nn::Conv2d convolution{nullptr};
+  torch::nn::BatchNorm2d norm{nullptr};
+  torch::nn::Linear linear{nullptr};
+};
+
+/// The gradients of an outer loss through five steps on an unmodified model, its buffers at the end, and the most
+/// bytes.
+std::pair<TensorList, int64_t> meta_gradients() {
+  torch::manual_seed(9);
+  const auto model = std::make_shared<Net>();
+  torch::optim::SGD optimizer(model->parameters(), 0.1);
+  const auto x = random({6, 3, 6, 6}), y = at::randint(4, {6}), x_query = random({6, 3, 6, 6});
+  MemoryMeter meter;
+  InnerLoop inner(model, optimizer);
+  for (int step = 0; step < 5; ++step) inner.step([&] { return at::cross_entropy_loss(model->forward(x), y); });
+  const auto loss = inner.run([&] { return at::cross_entropy_loss(model->forward(x_query), y); });
+  auto result = torch::autograd::grad({loss}, model->parameters());
+  for (const auto& buffer : inner.state().buffers) result.push_back(buffer.to(at::kDouble));
+  return {result, meter.peak_bytes()};
+}
+
+TEST(OwnOperators, serve_an_unmodified_model_in_less_memory) {
+  const auto [own, own_bytes] = meta_gradients();
+  const auto [libtorchs, libtorchs_bytes] = with_libtorchs([] { return meta_gradients(); });
+  for (size_t i = 0; i < own.size(); ++i) {
+    EXPECT_LE((own[i] - libtorchs[i]).abs().max().item<double>(),
+              1e-11 * (1 + libtorchs[i].abs().max().item<double>()));
+  }
+  EXPECT_LT(own_bytes, libtorchs_bytes);
+}
+
+TEST(OwnOperators, leave_evaluation_mode_to_libtorch) {
+  torch::manual_seed(1);
+  torch::nn::BatchNorm2d norm(3);
+  norm->eval();
+  torch::optim::SGD optimizer(norm->parameters(), 0.1);
+  const auto x = at::randn({2, 3, 4, 4});
+  InnerLoop inner(norm, optimizer);
+  EXPECT_TRUE(at::equal(inner.run([&] { return norm(x); }), norm(x)));
+}
+
+}  // namespace
+}  // namespace gimli

@@ -208,7 +208,19 @@ std::optional<Report> report_adaptation(const Bilevel& problem, const Dataset& d
   if (evaluation->steps.size() > 1) drawn.push_back(evaluation->steps[1].step);
   if (evaluation->steps.size() > 2) drawn.push_back(evaluation->steps.back().step);
   const auto curves = adaptation_figure(problem, dataset, drawn);
-  return Report{to_markdown(*evaluation), to_json(*evaluation), {curves ? *curves : adaptation_figure(*evaluation)}};
+  Report report{to_markdown(*evaluation), to_json(*evaluation), {curves ? *curves : adaptation_figure(*evaluation)}};
+  const auto &before = evaluation->steps.front(), &after = evaluation->steps.back();
+  if (after.step == 0) return report;
+  const auto claim = [&](const char* what, const Estimate& learned, const Estimate& baseline, double sign) {
+    report.claim(fmt::format("after {} steps of adaptation, a {} than before", after.step, what), learned.mean,
+                 baseline.mean, sign * (learned.mean - baseline.mean) > learned.interval + baseline.interval);
+  };
+  if (after.accuracy) {
+    claim("higher accuracy", *after.accuracy, *before.accuracy, 1);
+  } else {
+    claim("lower loss", after.loss, before.loss, -1);
+  }
+  return report;
 }
 
 }  // namespace gimli::app

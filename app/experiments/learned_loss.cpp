@@ -7,6 +7,7 @@
 #include <torch/nn/utils/clip_grad.h>
 #include <torch/optim/adam.h>
 
+#include <array>
 #include <cmath>
 #include <map>
 #include <set>
@@ -74,59 +75,80 @@ Loss plain_loss() {
   };
 }
 
-/// What is compared: the accuracy of classification, or else the loss.
-const Estimate& measure(const StepEvaluation& step) { return step.accuracy ? *step.accuracy : step.loss; }
+/// Something that is compared after a number of steps.
+struct Measure {
+  std::string name, key;
+  double sign;  ///< -1 if less is better
+  double scale;
+  int digits;
+  std::function<const Estimate&(const StepEvaluation&)> of;
 
-/// Whether `a` is better than `b`; what has diverged is the worst.
-bool is_better(const StepEvaluation& a, const StepEvaluation& b) {
-  const auto x = measure(a).mean, y = measure(b).mean;
-  if (std::isnan(x) || std::isnan(y)) return !std::isnan(x);
-  return a.accuracy ? x > y : x < y;
+  /// Whether `a` is better than `b`; what has diverged is the worst.
+  bool is_better(const StepEvaluation& a, const StepEvaluation& b) const {
+    const auto x = of(a).mean, y = of(b).mean;
+    if (std::isnan(x) || std::isnan(y)) return !std::isnan(x);
+    return sign * x > sign * y;
+  }
+};
+
+/// What the loss is learned for, and then the accuracy of classification.
+std::vector<Measure> measures(bool classifies) {
+  std::vector<Measure> list{{classifies ? "cross-entropy" : "squared error", "loss", -1, 1, 4,
+                             [](const StepEvaluation& step) -> const Estimate& { return step.loss; }}};
+  if (classifies) {
+    list.push_back({"accuracy (%)", "accuracy", 1, 100, 2,
+                    [](const StepEvaluation& step) -> const Estimate& { return *step.accuracy; }});
+  }
+  return list;
 }
+
+/// The plain loss at the rate that is the best for this number of steps and one measure, on validation tasks.
+struct Tuned {
+  double rate;
+  StepEvaluation evaluation;
+};
 
 /// The held-out tasks after a number of steps.
 struct Comparison {
-  StepEvaluation learned, plain, tuned;
-  double tuned_rate;  ///< the best for this number of steps on validation tasks
+  StepEvaluation learned, plain;
+  std::vector<Tuned> tuned;  ///< one a measure
 };
 
 using Comparisons = std::vector<Comparison>;
 
-struct Method {
-  std::string name;
-  StepEvaluation Comparison::*evaluation;
-};
+const char* const kMethods[] = {"learned loss", "plain loss, same rate", "plain loss, best rates"};
 
-const Method kMethods[] = {{"learned loss", &Comparison::learned},
-                           {"plain loss, same rate", &Comparison::plain},
-                           {"plain loss, best rates", &Comparison::tuned}};
+/// Of each of those methods, by the m-th measure.
+std::array<Estimate, 3> scores(const Comparison& row, const Measure& measure, size_t m) {
+  return {measure.of(row.learned), measure.of(row.plain), measure.of(row.tuned[m].evaluation)};
+}
 
-std::string table(const Comparisons& rows, const std::string& measured, int digits, double scale,
-                  const std::function<const Estimate&(const StepEvaluation&)>& value) {
+std::string table(const Comparisons& rows, const Measure& measure, size_t m) {
   std::vector<std::vector<std::string>> cells{{"steps"}};
-  for (const auto& method : kMethods) cells[0].push_back(fmt::format("{}: {}", method.name, measured));
+  for (const auto* method : kMethods) cells[0].push_back(fmt::format("{}: {}", method, measure.name));
   cells[0].push_back("best rate");
   for (const auto& row : rows) {
     auto& line = cells.emplace_back(std::vector{std::to_string(row.learned.step)});
-    for (const auto& method : kMethods) line.push_back(to_text(value(row.*method.evaluation), digits, scale));
-    line.push_back(row.learned.step == 0 ? "-" : fmt::format("{:.4g}", row.tuned_rate));
+    for (const auto& score : scores(row, measure, m)) line.push_back(to_text(score, measure.digits, measure.scale));
+    line.push_back(row.learned.step == 0 ? "-" : fmt::format("{:.4g}", row.tuned[m].rate));
   }
   return markdown_table(cells);
 }
 
-Panel panel(const Comparisons& rows, const std::string& measured, double scale,
-            const std::function<const Estimate&(const StepEvaluation&)>& value) {
+Panel panel(const Comparisons& rows, const Measure& measure, size_t m) {
   Panel result;
   result.x_label = "training steps";
-  result.y_label = measured + " on query examples";
-  for (const auto& method : kMethods) {
-    auto& series = result.series.emplace_back(Series{method.name, Look::band});
-    for (const auto& row : rows) {
-      const auto [mean, interval] = value(row.*method.evaluation);
+  result.y_label = measure.name + " on query examples";
+  for (const auto* method : kMethods) result.series.push_back(Series{method, Look::band});
+  for (const auto& row : rows) {
+    const auto values = scores(row, measure, m);
+    for (size_t k = 0; k < values.size(); ++k) {
+      const auto [mean, interval] = values[k];
+      auto& series = result.series[k];
       series.x.push_back(static_cast<double>(row.learned.step));
-      series.y.push_back(scale * mean);
-      series.low.push_back(scale * (mean - interval));
-      series.high.push_back(scale * (mean + interval));
+      series.y.push_back(measure.scale * mean);
+      series.low.push_back(measure.scale * (mean - interval));
+      series.high.push_back(measure.scale * (mean + interval));
     }
   }
   return result;
@@ -158,6 +180,7 @@ class LearnedLoss final : public Experiment {
   explicit LearnedLoss(const Config& config)
       : config_(config),
         dataset_(make_dataset(config, config.text("dataset") == "omniglot" ? kValidationClasses : 0)),
+        measures_(measures(dataset_.classifies)),
         batch_(make_threads(config)),
         tasks_(dataset_, config.integer("tasks")),
         loss_network_(make_loss_network(config)) {
@@ -262,28 +285,26 @@ class LearnedLoss final : public Experiment {
 
     Comparisons rows;
     for (size_t s = 0; s < learned->steps.size(); ++s) {
-      auto rate = lr;
-      if (learned->steps[s].step > 0) {
-        rate = std::min_element(validated.begin(), validated.end(), [&](const auto& a, const auto& b) {
-                 return is_better(a.second.steps[s], b.second.steps[s]);
-               })->first;
+      auto& row = rows.emplace_back(Comparison{learned->steps[s], plain.at(lr).steps[s], {}});
+      for (const auto& measure : measures_) {
+        auto rate = lr;
+        if (learned->steps[s].step > 0) {
+          rate = std::min_element(validated.begin(), validated.end(), [&](const auto& a, const auto& b) {
+                   return measure.is_better(a.second.steps[s], b.second.steps[s]);
+                 })->first;
+        }
+        if (!test_plain(rate)) return std::nullopt;
+        row.tuned.push_back({rate, plain.at(rate).steps[s]});
       }
-      if (!test_plain(rate)) return std::nullopt;
-      rows.push_back({learned->steps[s], plain.at(lr).steps[s], plain.at(rate).steps[s], rate});
     }
     return rows;
   }
 
   void report_scores(const Comparisons& rows, Report& report) const {
-    const auto loss = [](const StepEvaluation& step) -> const Estimate& { return step.loss; };
-    Figure figure{"scores", 1, {}, /*shared_legend=*/true};
-    if (dataset_.classifies) {
-      report.markdown = table(rows, "accuracy (%)", 2, 100, measure) + "\n" + table(rows, "cross-entropy", 4, 1, loss);
-      figure.columns = 2;
-      figure.panels = {panel(rows, "accuracy (%)", 100, measure), panel(rows, "cross-entropy", 1, loss)};
-    } else {
-      report.markdown = table(rows, "squared error", 4, 1, loss);
-      figure.panels = {panel(rows, "squared error", 1, loss)};
+    Figure figure{"scores", static_cast<int64_t>(measures_.size()), {}, /*shared_legend=*/true};
+    for (size_t m = 0; m < measures_.size(); ++m) {
+      report.markdown += (m > 0 ? "\n" : "") + table(rows, measures_[m], m);
+      figure.panels.push_back(panel(rows, measures_[m], m));
     }
     report.figures.push_back(std::move(figure));
 
@@ -293,40 +314,41 @@ class LearnedLoss final : public Experiment {
     report.markdown += fmt::format(
         "\nMean and 95 % interval over the query examples of {} held-out tasks, each from new weights, the same for "
         "every column. The loss was learned with {} steps at rate {:.4g}, at which it is tested too. The plain loss's "
-        "best rate is chosen for each number of steps, by the {} of {} validation tasks, out of {} from {:.4g} to "
+        "best rate is chosen for each number of steps and each table, on {} validation tasks, out of {} from {:.4g} to "
         "{:.4g}.\n\n",
-        config_.integer("eval_tasks"), config_.integer("inner_steps"), lr,
-        dataset_.classifies ? "accuracy" : "squared error", config_.integer("validation_tasks"), powers.size(),
-        std::ldexp(lr, static_cast<int>(*least)), std::ldexp(lr, static_cast<int>(*greatest)));
+        config_.integer("eval_tasks"), config_.integer("inner_steps"), lr, config_.integer("validation_tasks"),
+        powers.size(), std::ldexp(lr, static_cast<int>(*least)), std::ldexp(lr, static_cast<int>(*greatest)));
 
     report.numbers["tasks"] = config_.integer("eval_tasks");
     for (const auto& row : rows) {
       auto& step = report.numbers["steps"].emplace_back(nlohmann::ordered_json{{"step", row.learned.step}});
-      for (const auto& [name, evaluation] :
-           {std::pair("learned", row.learned), {"plain", row.plain}, {"tuned", row.tuned}}) {
-        step[name]["loss"] = to_json(evaluation.loss);
-        if (evaluation.accuracy) step[name]["accuracy"] = to_json(*evaluation.accuracy);
+      for (size_t m = 0; m < measures_.size(); ++m) {
+        const auto& measure = measures_[m];
+        step["learned"][measure.key] = to_json(measure.of(row.learned));
+        step["plain"][measure.key] = to_json(measure.of(row.plain));
+        step["tuned"][measure.key] = to_json(measure.of(row.tuned[m].evaluation));
+        step["tuned"][measure.key]["rate"] = row.tuned[m].rate;
       }
-      step["tuned"]["rate"] = row.tuned_rate;
     }
   }
 
   void report_claims(const Comparisons& rows, Report& report) const {
-    const auto* what = dataset_.classifies ? "a higher accuracy" : "a lower squared error";
+    const auto& measure = measures_.front();
     for (const auto& row : rows) {
       const auto step = row.learned.step;
       if (step != config_.integer("inner_steps") && step != rows.back().learned.step) continue;
       const auto claim = [&](const char* baseline, const StepEvaluation& other) {
-        report.claim(fmt::format("after {} steps, {} than the plain loss at {}", step, what, baseline),
-                     measure(row.learned).mean, measure(other).mean, is_better(row.learned, other));
+        report.claim(fmt::format("after {} steps, a lower {} than the plain loss at {}", step, measure.name, baseline),
+                     measure.of(row.learned).mean, measure.of(other).mean, measure.is_better(row.learned, other));
       };
       claim("the same rate", row.plain);
-      claim("its best rate", row.tuned);
+      claim("its best rate", row.tuned.front().evaluation);
     }
   }
 
   Config config_;
   Dataset dataset_;
+  std::vector<Measure> measures_;
   Threads batch_;
   TaskQueue tasks_;
   LossNetwork loss_network_;

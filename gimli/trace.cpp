@@ -110,6 +110,36 @@ std::optional<c10::OperatorHandle> out_form(const c10::OperatorHandle& op) {
   return result;
 }
 
+/// Whether the out= form of an operator writes these results, bit by bit, into tensors that lie as they do. Some resize
+/// them first (mse_loss).
+bool writes_in_place(const c10::OperatorHandle& out, const std::vector<IValue>& arguments, const TensorList& results) {
+  class Silent final : public c10::WarningHandler {
+    void process(const c10::Warning&) override {}
+  } silent;
+  const c10::WarningUtils::WarningHandlerGuard without_warnings(&silent);
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  TensorList targets;
+  for (const auto& result : results) {
+    targets.push_back(at::empty_strided(result.sizes(), result.strides(), result.options()));
+  }
+  Stack stack(arguments);
+  stack.insert(stack.end(), targets.begin(), targets.end());
+  std::vector<const void*> memory;
+  for (const auto& target : targets) memory.push_back(target.const_data_ptr());
+  try {
+    out.callBoxed(stack);
+  } catch (const c10::Error&) {
+    return false;
+  }
+  for (size_t i = 0; i < targets.size(); ++i) {
+    if (targets[i].const_data_ptr() != memory[i] || targets[i].sizes() != results[i].sizes() ||
+        targets[i].strides() != results[i].strides() || !at::equal(targets[i], results[i])) {
+      return false;
+    }
+  }
+  return true;
+}
+
 bool is_one_of(const c10::OperatorHandle& op, std::initializer_list<const char*> names) {
   return std::find(names.begin(), names.end(), op.schema().name()) != names.end();
 }
@@ -360,7 +390,9 @@ class Recorder final {
     if (is_one_of(op, {"aten::clone", "aten::_to_copy"})) {
       instruction.kind = Instruction::copies;
     } else if (fresh.size() == schema.returns().size() && fresh.size() == results.size()) {
-      if (auto out = out_form(op)) {
+      // native_batch_norm writes to running statistics, of which its schema says nothing: it is not tried twice.
+      auto out = is_one_of(op, {"aten::native_batch_norm"}) ? std::nullopt : out_form(op);
+      if (out && writes_in_place(*out, arguments, results)) {
         instruction.kind = Instruction::writes_out;
         instruction.op = std::move(out);
       }

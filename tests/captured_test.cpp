@@ -66,6 +66,25 @@ const std::vector<Row> rows{
     {"factories",
      [](const TensorList& in) { return TensorList{in[0] + torch::arange(4) + torch::ones({4}) * torch::full({}, 3.)}; },
      {{4}}},
+    // Of these, forms that write into given memory resize it, or there are none.
+    {"losses",
+     [](const TensorList& in) {
+       return second_derivatives(
+           [](const TensorList& x) {
+             const auto y = x[0].matmul(x[1]);
+             return torch::mse_loss(y, x[2]) + torch::smooth_l1_loss(y, x[2]) +
+                    torch::nll_loss(torch::log_softmax(y, 1), torch::arange(4));
+           },
+           in);
+     },
+     {{4, 3}, {3, 5}, {4, 5}}},
+    {"running_statistics",
+     [](const TensorList& in) {
+       auto mean = torch::zeros({3}, in[0].options()), variance = torch::ones({3}, in[0].options());
+       for (int i = 0; i < 2; ++i) torch::batch_norm(in[0], {}, {}, mean, variance, true, 0.3, 1e-5, false);
+       return TensorList{mean, variance};
+     },
+     {{5, 3, 2}}},
     {"double_backward",
      [](const TensorList& in) {
        return second_derivatives(

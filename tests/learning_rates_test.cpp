@@ -216,7 +216,7 @@ TEST_F(LearningRatesTest, EveryMethodTrainsWithItsRates) {
   EXPECT_EQ(report["training_files"], 1);
   EXPECT_EQ(report["training_images"], 40);
   EXPECT_EQ(report["validation_images"], 1);
-  ASSERT_EQ(report["claims"].size(), 3u);
+  ASSERT_EQ(report["claims"].size(), 5u);
   EXPECT_EQ(report["claims"][0]["holds"], report["claims"][0]["learned"] > report["claims"][0]["baseline"]);
   for (const auto& [method, rows] : epochs) {
     EXPECT_NEAR(report["methods"][method]["final_accuracy"]["mean"].get<double>(),

@@ -565,8 +565,13 @@ std::optional<Report> LearningRates::report(const std::vector<nlohmann::json>& m
     report.markdown += "\n";
     const auto ends = mean("learned", &Score::final_accuracy), over = mean("learned", &Score::mean_accuracy);
     if (scores.contains("fixed")) {
-      const auto other = mean("fixed", &Score::final_accuracy);
+      const auto other = mean("fixed", &Score::final_accuracy), over_fixed = mean("fixed", &Score::mean_accuracy);
       report.claim("learned rates end at a higher test accuracy than the fixed rate", ends, other, ends > other);
+      report.claim("learned rates have a higher test accuracy over the epochs than the fixed rate", over, over_fixed,
+                   over > over_fixed);
+      const auto loss = mean("learned", &Score::final_loss), fixed_loss = mean("fixed", &Score::final_loss);
+      report.claim("learned rates end at a lower training loss than the fixed rate", loss, fixed_loss,
+                   loss < fixed_loss);
       const auto reached = epochs_to(curves.at("learned"), target), by_fixed = epochs_to(curves.at("fixed"), target);
       report.claim("learned rates reach the best accuracy of the fixed rate in fewer epochs (0: never)",
                    static_cast<double>(reached), static_cast<double>(by_fixed), reached > 0 && reached < by_fixed);

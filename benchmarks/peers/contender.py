@@ -1,0 +1,37 @@
+"""What every contender written in Python does: it answers on stdout to the lines of compare.py on stdin.
+
+    gradient FILE    writes the meta-gradient (all parameters, one after the other, float32)
+    measure COUNT    the milliseconds of so many meta-gradients
+    peak             the most bytes the process had, beyond those after loading its inputs
+"""
+
+import json
+import sys
+import time
+
+import numpy as np
+
+
+def memory(field):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field + ":"))
+
+
+def serve(meta_gradient):
+    """`meta_gradient` returns the gradients as arrays in the order of the parameters, all computed."""
+    loaded = memory("VmRSS")
+    print("ready", flush=True)
+    for line in sys.stdin:
+        command, *argument = line.split(maxsplit=1)
+        if command == "gradient":
+            np.concatenate([np.asarray(g).ravel() for g in meta_gradient()]).astype("<f4").tofile(argument[0].strip())
+            answer = "written"
+        elif command == "measure":
+            answer = []
+            for _ in range(int(argument[0])):
+                begin = time.perf_counter()
+                meta_gradient()
+                answer.append(1e3 * (time.perf_counter() - begin))
+        else:
+            answer = memory("VmHWM") - loaded
+        print(json.dumps(answer), flush=True)

@@ -211,6 +211,7 @@ std::optional<Report> report_adaptation(const Bilevel& problem, const Dataset& d
   Report report{to_markdown(*evaluation), to_json(*evaluation), {curves ? *curves : adaptation_figure(*evaluation)}};
   const auto &before = evaluation->steps.front(), &after = evaluation->steps.back();
   if (after.step == 0) return report;
+  report.markdown += "\n";
   const auto claim = [&](const char* what, const Estimate& learned, const Estimate& baseline, double sign) {
     report.claim(fmt::format("after {} steps of adaptation, a {} than before", after.step, what), learned.mean,
                  baseline.mean, sign * (learned.mean - baseline.mean) > learned.interval + baseline.interval);

@@ -236,7 +236,7 @@ TEST_P(CapturedTest, AgreesWithTheStrategyItself) {
   const auto& network = GetParam().network->name;
   const bool replays = network != "lstm" && network != "transformer" && !by_lbfgs;
   for (const auto& strategy : {Captured(), Captured(Replay())}) {
-    for (int round = 0; round < 5; ++round) {
+    for (int round = 0; round < 3; ++round) {
       const auto tasks = learner.tasks(3);
       const auto expected = hypergradient(problem, metas, tasks);
       const auto result = hypergradient(problem, metas, tasks, strategy, Threads(2));

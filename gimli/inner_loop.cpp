@@ -309,10 +309,7 @@ const at::Tensor& checked_loss(const at::Tensor& loss, const std::string& what) 
   TORCH_CHECK(loss.defined() && loss.numel() == 1 && loss.is_floating_point(), what,
               " must be a scalar of floating point, got ",
               loss.defined() ? c10::str(loss.scalar_type(), " of shape ", loss.sizes()) : "an undefined tensor");
-  const Trace::Pause looking;
-  const auto value = loss.item<double>();
   Trace::expect_finite(loss, what);
-  TORCH_CHECK(std::isfinite(value), what, " is ", value, ", expected a finite number");
   return loss;
 }
 

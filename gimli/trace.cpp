@@ -8,10 +8,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
 #include <mutex>
 #include <unordered_map>
-#include <unordered_set>
 
 namespace gimli {
 namespace {
@@ -62,7 +60,7 @@ struct Instruction {
   std::vector<Place> places;
   std::vector<Geometry> results;
   std::vector<size_t> returned;  ///< of which of the operator's results these are
-  std::string message;
+  std::string what;              ///< is expected to be finite
 };
 
 constexpr auto kNotPlain = "it computes with tensors that are not dense or not on the CPU";
@@ -138,6 +136,11 @@ bool writes_in_place(const c10::OperatorHandle& out, const std::vector<IValue>& 
     }
   }
   return true;
+}
+
+void check_finite(const at::Tensor& scalar, const std::string& what) {
+  const auto value = scalar.item<double>();
+  TORCH_CHECK(std::isfinite(value), what, " is ", value, ", expected a finite number");
 }
 
 bool is_one_of(const c10::OperatorHandle& op, std::initializer_list<const char*> names) {
@@ -220,10 +223,10 @@ class Recorder final {
     add(op, arguments, std::vector<IValue>(stack->end() - schema.returns().size(), stack->end()));
   }
 
-  void expect_finite(const at::Tensor& scalar, const std::string& message) {
+  void expect_finite(const at::Tensor& scalar, const std::string& what) {
     if (!refusal_.empty()) return;
     Instruction instruction{Instruction::expects_finite};
-    instruction.message = message;
+    instruction.what = what;
     if (const auto at = geometry(scalar)) {
       instruction.places.push_back({0, -1, *at});
       push(std::move(instruction));
@@ -551,8 +554,7 @@ TensorList Trace::replay(Memory& memory, const TensorList& copied) const {
     if (instruction.kind == Instruction::copies) {
       memory.results[i][0].copy_(memory.sources[i]);
     } else if (instruction.kind == Instruction::expects_finite) {
-      const auto value = memory.sources[i].item<double>();
-      TORCH_CHECK(std::isfinite(value), instruction.message, " is ", value, ", expected a finite number");
+      check_finite(memory.sources[i], instruction.what);
     } else {
       memory.stack.assign(memory.stacks[i].begin(), memory.stacks[i].end());
       instruction.op->callBoxed(memory.stack);
@@ -583,8 +585,12 @@ TensorList Trace::replay(Memory& memory, const TensorList& copied) const {
 
 bool Trace::is_recording() { return Recorder::current != nullptr; }
 
-void Trace::expect_finite(const at::Tensor& scalar, const std::string& message) {
-  if (Recorder::current) Recorder::current->expect_finite(scalar, message);
+void Trace::expect_finite(const at::Tensor& scalar, const std::string& what) {
+  {
+    const Pause looking;
+    check_finite(scalar, what);
+  }
+  if (Recorder::current) Recorder::current->expect_finite(scalar, what);
 }
 
 Trace::Pause::Pause() : paused_(Recorder::current) { Recorder::current = nullptr; }

@@ -51,9 +51,9 @@ class Trace final {
   /// Whether this thread records a function now.
   static bool is_recording();
 
-  /// That `scalar` is a finite number, which the function has found out past the trace: a replay throws `message` with
-  /// the value where it is not.
-  static void expect_finite(const at::Tensor& scalar, const std::string& message);
+  /// Throws a sentence that begins with `what` if `scalar` is not a finite number. It looks past the trace, and what is
+  /// being recorded does the same in each replay.
+  static void expect_finite(const at::Tensor& scalar, const std::string& what);
 
   /// While it lives, operators of this thread are not recorded: they only look at what was computed.
   class Pause final {

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cmath>
 #include <list>
 #include <mutex>
@@ -12,42 +13,37 @@
 namespace gimli {
 namespace {
 
-/// The tensors of a result in the order of a trace's outputs.
+/// Calls `visit` with each tensor of a result, always in the same order.
+template <class Result, class Visit>
+void visit_tensors(Result& result, Visit visit) {
+  visit(result.outer_loss);
+  visit(result.auxiliary);
+  for (auto& gradient : result.gradients) visit(gradient);
+  for (auto& parameter : result.final_state.parameters) visit(parameter);
+  for (auto& buffer : result.final_state.buffers) visit(buffer);
+  for (auto& parameter : result.final_state.optimizer) {
+    for (auto& slot : parameter.slots) visit(slot);
+  }
+}
+
 TensorList tensors_of(const Strategy::TaskResult& result) {
-  TensorList list{result.outer_loss, result.auxiliary};
-  list.insert(list.end(), result.gradients.begin(), result.gradients.end());
-  const auto& state = result.final_state;
-  list.insert(list.end(), state.parameters.begin(), state.parameters.end());
-  list.insert(list.end(), state.buffers.begin(), state.buffers.end());
-  for (const auto& parameter : state.optimizer) list.insert(list.end(), parameter.slots.begin(), parameter.slots.end());
+  TensorList list;
+  visit_tensors(result, [&](const at::Tensor& tensor) { list.push_back(tensor); });
   return list;
 }
 
 /// `like` with those tensors.
 Strategy::TaskResult result_with(Strategy::TaskResult like, const TensorList& list) {
-  size_t next = 0;
-  const auto take = [&](at::Tensor& tensor) { tensor = list[next++]; };
-  take(like.outer_loss);
-  take(like.auxiliary);
-  for (auto& gradient : like.gradients) take(gradient);
-  for (auto& parameter : like.final_state.parameters) take(parameter);
-  for (auto& buffer : like.final_state.buffers) take(buffer);
-  for (auto& parameter : like.final_state.optimizer) {
-    for (auto& slot : parameter.slots) take(slot);
-  }
+  auto next = list.begin();
+  visit_tensors(like, [&](at::Tensor& tensor) { tensor = *next++; });
   return like;
 }
 
 /// |a - b| / |b| of two lists of tensors, each seen as one long vector.
 double difference(const TensorList& a, const TensorList& b) {
-  double squares = 0, distance = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    if (!a[i].defined() || !b[i].defined()) continue;
-    const auto y = b[i].to(at::kDouble);
-    squares += y.square().sum().item<double>();
-    distance += (a[i].to(at::kDouble) - y).square().sum().item<double>();
-  }
-  return distance == 0 ? 0 : std::sqrt(distance / squares);
+  const auto apart = add_scaled(a, -1, b);
+  const auto square = inner_product(apart, apart);
+  return square == 0 ? 0 : std::sqrt(square / inner_product(b, b));
 }
 
 /// That of the losses, the gradients or the final weights, whichever is the largest.
@@ -146,7 +142,10 @@ Strategy::TaskResult Captured::differentiate(const Bilevel& problem, const Tenso
   const auto entry = cache_->entry(key_of(problem, inputs));
 
   std::unique_lock lock(entry->mutex);
-  if (!entry->refusal.empty()) return itself(entry->refusal);
+  if (const auto refusal = entry->refusal; !refusal.empty()) {
+    lock.unlock();
+    return itself(refusal);
+  }
   if (!entry->begun) {
     entry->begun = true;
     lock.unlock();

@@ -10,6 +10,11 @@
 
 namespace gimli {
 
+namespace tracing {
+struct Program;
+class Memory;
+}  // namespace tracing
+
 /// What tensors of a traced function are, besides those that it computes.
 struct TraceInputs {
   TensorList copied;  ///< may be other tensors, of the same sizes and types, in each replay
@@ -37,8 +42,13 @@ class Trace final {
 
   ~Trace();
 
+  /// The list with gimli's own kernels in the place of operators on small matrices and vectors, for this processor, and
+  /// what follows a product done as it is stored. Differs by rounding. Each kernel is tried on random numbers against
+  /// the operator before it is used.
+  std::shared_ptr<const Trace> on_own_kernels() const;
+
   /// A copy of the list's memory; one replays at a time.
-  class Memory;
+  using Memory = tracing::Memory;
   std::shared_ptr<Memory> allocate() const;
 
   /// What the function returns with these in the place of the `copied` inputs, outside of any graph: in memory of its
@@ -46,6 +56,7 @@ class Trace final {
   TensorList replay(Memory& memory, const TensorList& copied) const;
 
   int64_t size() const;          ///< operators in the list
+  int64_t own_size() const;      ///< of them, those on own kernels
   int64_t memory_bytes() const;  ///< of a Memory
 
   /// Whether this thread records a function now.
@@ -68,11 +79,8 @@ class Trace final {
   };
 
  private:
-  struct Program;
-  explicit Trace(std::unique_ptr<const Program> program);
-  std::unique_ptr<const Program> program_;
-
-  friend class Recorder;
+  explicit Trace(std::unique_ptr<const tracing::Program> program);
+  std::unique_ptr<const tracing::Program> program_;
 };
 
 }  // namespace gimli

@@ -5,7 +5,6 @@
 #include <thread>
 
 #include "expect.h"
-#include "gimli/trace.h"
 #include "problem_table.h"
 
 namespace gimli {
@@ -13,187 +12,21 @@ namespace {
 
 using torch::Tensor;
 
-// ---------------------------------------------------------------- Trace
-
-/// A function of its inputs, with its own tensors.
-struct Row {
-  std::string name;
-  std::function<TensorList(const TensorList& inputs)> function;
-  std::vector<std::vector<int64_t>> sizes;
-};
-
-TensorList second_derivatives(const std::function<Tensor(const TensorList&)>& loss, const TensorList& inputs) {
-  TensorList leaves;
-  for (const auto& input : inputs) leaves.push_back(input.detach().requires_grad_());
-  const auto first = torch::autograd::grad({loss(leaves)}, leaves, {}, true, true);
-  auto sum = torch::zeros({}, inputs[0].options());
-  for (const auto& gradient : first) sum = sum + gradient.square().sum();
-  return torch::autograd::grad({sum}, leaves);
-}
-
-const std::vector<Row> rows{
-    {"pointwise", [](const TensorList& in) { return TensorList{(in[0] * 2 + in[1]).sin().exp()}; }, {{3, 4}, {4}}},
-    {"views_and_products",
-     [](const TensorList& in) {
-       return TensorList{in[0].t().matmul(in[1]).view({2, -1}).select(0, 1), in[0].unsqueeze(0).expand({3, 4, 4})};
-     },
-     {{4, 4}, {4, 6}}},
-    {"in_place",
-     [](const TensorList& in) {
-       auto sum = torch::zeros({4});
-       sum.add_(in[0]).mul_(3);
-       auto part = torch::empty({2, 4});
-       part[0].copy_(sum);
-       part[1].fill_(2);
-       return TensorList{part, sum};
-     },
-     {{4}}},
-    {"lists",
-     [](const TensorList& in) {
-       return TensorList{torch::cat({in[0], in[1], in[0]}), torch::stack({in[0], in[0]}, 1)};
-     },
-     {{3, 2}, {2, 2}}},
-    {"indices",
-     [](const TensorList& in) {
-       return TensorList{in[0].index({torch::tensor({2, 0})}), in[0].argmax(1), in[0].gt(0)};
-     },
-     {{3, 5}}},
-    {"types",
-     [](const TensorList& in) {
-       return TensorList{in[0].to(torch::kDouble).sum(), (in[0] > 0).to(torch::kFloat).mean()};
-     },
-     {{3, 5}}},
-    {"factories",
-     [](const TensorList& in) { return TensorList{in[0] + torch::arange(4) + torch::ones({4}) * torch::full({}, 3.)}; },
-     {{4}}},
-    // Of these, forms that write into given memory resize it, or there are none.
-    {"losses",
-     [](const TensorList& in) {
-       return second_derivatives(
-           [](const TensorList& x) {
-             const auto y = x[0].matmul(x[1]);
-             return torch::mse_loss(y, x[2]) + torch::smooth_l1_loss(y, x[2]) +
-                    torch::nll_loss(torch::log_softmax(y, 1), torch::arange(4));
-           },
-           in);
-     },
-     {{4, 3}, {3, 5}, {4, 5}}},
-    {"running_statistics",
-     [](const TensorList& in) {
-       auto mean = torch::zeros({3}, in[0].options()), variance = torch::ones({3}, in[0].options());
-       for (int i = 0; i < 2; ++i) torch::batch_norm(in[0], {}, {}, mean, variance, true, 0.3, 1e-5, false);
-       return TensorList{mean, variance};
-     },
-     {{5, 3, 2}}},
-    {"double_backward",
-     [](const TensorList& in) {
-       return second_derivatives(
-           [](const TensorList& x) { return torch::tanh(x[0].matmul(x[1]) + x[2]).square().mean(); }, in);
-     },
-     {{5, 3}, {3, 4}, {4}}},
-    {"convolutions",
-     [](const TensorList& in) {
-       return second_derivatives(
-           [](const TensorList& x) {
-             const auto y =
-                 torch::batch_norm(torch::conv2d(x[0], x[1], x[2], 1, 1), {}, {}, {}, {}, true, 0.1, 1e-5, false);
-             return torch::cross_entropy_loss(torch::max_pool2d(torch::relu(y), 2).flatten(1), torch::arange(3));
-           },
-           in);
-     },
-     {{3, 2, 4, 4}, {4, 2, 3, 3}, {4}}},
-    {"attention",
-     [](const TensorList& in) {
-       return second_derivatives(
-           [](const TensorList& x) {
-             const auto scores = torch::softmax(x[0].matmul(x[1].transpose(-1, -2)), -1);
-             return torch::layer_norm(scores.matmul(x[1]), {4}).pow(3).sum();
-           },
-           in);
-     },
-     {{2, 3, 4}, {2, 3, 4}}},
-};
-
-class TraceTest : public testing::TestWithParam<Row> {};
-INSTANTIATE_TEST_SUITE_P(Table, TraceTest, testing::ValuesIn(rows), [](const auto& info) { return info.param.name; });
-
-TEST_P(TraceTest, ReplaysOnOtherDataWithDifferenceZero) {
-  torch::manual_seed(1);
-  for (const auto type : {torch::kFloat, torch::kDouble}) {
-    const auto inputs = [&] {
-      TensorList list;
-      for (const auto& sizes : GetParam().sizes) list.push_back(torch::randn(sizes, type));
-      return list;
-    };
-    const auto first = inputs();
-    const auto recording = Trace::record([&] { return GetParam().function(first); }, {first, {}});
-    ASSERT_TRUE(recording.trace) << recording.refusal;
-    expect_equal(recording.outputs, GetParam().function(first));
-    const auto memory = recording.trace->allocate();
-    for (int round = 0; round < 3; ++round) {
-      const auto other = inputs();
-      expect_equal(recording.trace->replay(*memory, other), GetParam().function(other));
-    }
-  }
-}
-
-TEST(Trace, reads_shared_tensors_as_they_are) {
-  const auto weight = torch::randn({3, 3}), x = torch::randn({2, 3});
-  const auto function = [&] { return TensorList{x.matmul(weight)}; };
-  const auto recording = Trace::record(function, {{x}, {weight}});
-  const auto memory = recording.trace->allocate();
-  weight.mul_(2);
-  expect_equal(recording.trace->replay(*memory, {x}), function());
-}
-
-TEST(Trace, lays_memory_out_once_and_uses_it_again) {
-  const auto x = torch::randn({1000});
-  const auto recording = Trace::record(
-      [&] {
-        auto y = x;
-        for (int i = 0; i < 100; ++i) y = y.sin();
-        return TensorList{y};
-      },
-      {{x}, {}});
-  EXPECT_EQ(recording.trace->size(), 100);
-  EXPECT_LE(recording.trace->memory_bytes(), 3 * 4096);
-}
-
-TEST(Trace, says_why_there_is_none) {
-  const auto x = torch::randn({4}), other = torch::randn({4});
-  const auto refusal = [&](const std::function<Tensor()>& function) {
-    const auto recording = Trace::record([&] { return TensorList{function()}; }, {{x}, {}});
-    EXPECT_FALSE(recording.trace);
-    EXPECT_TRUE(recording.outputs[0].defined());
-    return recording.refusal;
-  };
-  const auto contains = [](const std::string& text, const std::string& words) {
-    return text.find(words) != std::string::npos;
-  };
-  EXPECT_PRED2(contains, refusal([&] { return x + other; }),
-               "reads a tensor of shape [4] that is not among its inputs");
-  EXPECT_PRED2(contains, refusal([&] { return x + torch::rand({4}); }), "random");
-  EXPECT_PRED2(contains, refusal([&] { return x * x.sum().item<double>(); }), "looks at values");
-  EXPECT_PRED2(contains, refusal([&] { return x.index({x > 0}); }), "looks at values");
-  EXPECT_PRED2(contains, refusal([&] { return torch::empty_like(x).resize_({8}).fill_(1); }),
-               "changes a tensor's shape");
-}
-
-TEST(Trace, throws_what_its_function_throws) {
-  const auto x = torch::randn({4});
-  expect_error([&] { Trace::record([&]() -> TensorList { TORCH_CHECK(false, "no ", x.dim()); }, {{x}, {}}); }, "no 1");
-  EXPECT_FALSE(Trace::is_recording());
-  EXPECT_TRUE(Trace::record([&] { return TensorList{x.sin()}; }, {{x}, {}}).trace);
-}
-
-// ---------------------------------------------------------------- Captured
-
 /// With what its closures read declared.
 Bilevel declared(Bilevel problem) {
   return problem.inputs([](const Classification& task) {
     return TensorList{task.x, task.y, task.x_query, task.y_query};
   });
 }
+
+class OwnOperators final {
+ public:
+  explicit OwnOperators(bool use) : before_(use_own_operators(use)) {}
+  ~OwnOperators() { use_own_operators(before_); }
+
+ private:
+  const bool before_;
+};
 
 struct Case {
   const Network* network;
@@ -229,13 +62,20 @@ TEST_P(CapturedTest, AgreesWithTheStrategyItself) {
   const auto problem = declared(learner.problem(GetParam().optimizer->make(learner.module->parameters())))
                            .outer_at({0, 2, 4})
                            .keep_final_states(true);
-  // LBFGS divides by differences of gradients, which makes more of float32's rounding.
+  // LBFGS divides by differences of gradients, RMSprop by small ones: that makes more of float32's rounding.
   const bool by_lbfgs = GetParam().optimizer->name == "LBFGS";
-  const double bound = GetParam().dtype == at::kDouble ? 1e-12 : by_lbfgs ? 1e-3 : 1e-5;
+  const double rounding = by_lbfgs ? 1e-3 : GetParam().optimizer->name == "RMSprop" ? 1e-4 : 1e-5;
+  const double bound = GetParam().dtype == at::kDouble ? 1e-12 : rounding;
   // Dropout draws random numbers, and LBFGS looks at curvatures.
   const auto& network = GetParam().network->name;
   const bool replays = network != "lstm" && network != "transformer" && !by_lbfgs;
-  for (const auto& strategy : {Captured(), Captured(Replay())}) {
+  struct Way {
+    Captured strategy;
+    bool own_operators;
+  };
+  for (const auto& [strategy, own_operators] :
+       {Way{Captured(), true}, {Captured(), false}, {Captured(Replay()), true}}) {
+    const OwnOperators in_use(own_operators);
     for (int round = 0; round < 3; ++round) {
       const auto tasks = learner.tasks(3);
       const auto expected = hypergradient(problem, metas, tasks);
@@ -318,12 +158,13 @@ TEST(Captured, takes_declared_constants) {
   const auto problem =
       regression.problem([&](const Regression::Task& task) { return constant * regression.plain(task); })
           .constants({constant});
+  const auto metas = regression.model->parameters();
   const Captured captured;
   for (int call = 0; call < 4; ++call) {
     const auto tasks = regression.tasks();
-    const auto result = hypergradient(problem, regression.model->parameters(), tasks, captured);
+    const auto result = hypergradient(problem, metas, tasks, captured);
     EXPECT_EQ(result.cost.capture_remark, "");
-    expect_equal(result.gradients, hypergradient(problem, regression.model->parameters(), tasks).gradients);
+    EXPECT_LE(relative_error(result.gradients, hypergradient(problem, metas, tasks).gradients), 1e-6);
     constant.add_(0.5);
   }
 }
@@ -343,8 +184,9 @@ TEST(Captured, records_again_for_other_shapes_settings_and_models) {
     }
     regression.model->weight.set_requires_grad(false);
     const auto tasks = regression.tasks();
-    expect_equal(hypergradient(problem, {regression.model->bias}, tasks, captured).gradients,
-                 hypergradient(problem, {regression.model->bias}, tasks).gradients);
+    EXPECT_LE(relative_error(hypergradient(problem, {regression.model->bias}, tasks, captured).gradients,
+                             hypergradient(problem, {regression.model->bias}, tasks).gradients),
+              1e-6);
   }
 }
 
@@ -380,7 +222,7 @@ TEST(Captured, an_exception_while_recording_leaves_it_ready) {
   for (int call = 0; call < 4; ++call) {
     const auto result = hypergradient(problem, metas, tasks, captured);
     EXPECT_EQ(result.cost.capture_remark, "");
-    expect_equal(result.gradients, hypergradient(problem, metas, tasks).gradients);
+    EXPECT_LE(relative_error(result.gradients, hypergradient(problem, metas, tasks).gradients), 1e-6);
   }
 }
 
@@ -412,7 +254,10 @@ TEST(Captured, serves_several_threads_at_once) {
     });
   }
   for (auto& thread : threads) thread.join();
-  for (const auto& gradients : found) expect_equal(gradients, expected);
+  for (const auto& gradients : found) {
+    expect_equal(gradients, found[0]);
+    EXPECT_LE(relative_error(gradients, expected), 1e-6);
+  }
 }
 
 TEST(Captured, threads_agree_bitwise) {

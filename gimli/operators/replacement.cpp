@@ -20,6 +20,7 @@ std::atomic<bool> in_use = true;
 }  // namespace
 
 bool use_own_operators(bool use) { return in_use.exchange(use); }
+bool own_operators_in_use() { return in_use; }
 
 namespace operators {
 namespace {

@@ -6,8 +6,10 @@ namespace gimli {
 
 /// Whether inner loops use gimli's own forms of operators, whose second derivatives take less time and memory than
 /// those that libtorch composes, in the place of libtorch's: batch, layer and group normalization and convolutions on
-/// the CPU. They do unless this is switched off, for the whole process. Returns what it was.
+/// the CPU, and in what Captured replays, operators on small tensors. They do unless this is switched off, for the
+/// whole process. Returns what it was.
 bool use_own_operators(bool use);
+bool own_operators_in_use();
 
 namespace operators {
 

@@ -1,0 +1,82 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/ivalue.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "gimli/trace/loops.h"
+
+namespace gimli::tracing {
+
+constexpr int64_t kAlignment = 64;  ///< of slots, in bytes
+
+/// How a tensor lies in the memory of a slot.
+struct Geometry {
+  size_t slot;
+  std::vector<int64_t> sizes, strides;
+  int64_t offset;
+  at::ScalarType type;
+
+  bool operator==(const Geometry&) const = default;
+};
+
+/// Memory that the list's tensors lie in.
+struct Slot {
+  enum Kind { computed, copied, shared, constant } kind;
+  at::Tensor owner;  ///< a tensor in it, which keeps it from being used again; of computed ones, only while recording
+  int64_t bytes;
+  int64_t begin = 0;              ///< in the memory of its owner, in bytes
+  int64_t first = -1, last = -1;  ///< instructions between which it is in use
+  int64_t offset = 0;             ///< in the arena, of computed ones
+};
+
+/// A tensor among an operator's arguments: of the argument itself, or an element of a list.
+struct Place {
+  size_t argument;
+  int64_t element;  ///< -1: the argument itself
+  Geometry geometry;
+};
+
+/// What an own kernel computes. Its operands are the places of its instruction.
+struct OwnOperation {
+  Operation operation;
+  double p = 1, q = 1;
+  Epilogue epilogue = Epilogue::none;
+  std::vector<bool> is_reduced = {};                    ///< of a reduction, each dimension of its operands
+  std::vector<std::pair<size_t, double>> numbers = {};  ///< operands that are numbers
+};
+
+struct Instruction {
+  enum Kind {
+    writes_out,  ///< the out= form of an operator, into where its results lie
+    writes_in,   ///< in place
+    returns,     ///< results are copied to where they lie
+    copies,      ///< one tensor to another
+    expects_finite,
+    loops  ///< an own kernel
+  } kind;
+  std::optional<c10::OperatorHandle> op = {};
+  std::vector<c10::IValue> arguments = {};  ///< without the tensors
+  std::vector<Place> places = {};
+  std::vector<Geometry> results = {};  ///< what it writes, what it returns first
+  std::vector<size_t> returned = {};   ///< of which of the operator's results these are
+  std::string what = {};               ///< is expected to be finite
+  std::optional<OwnOperation> own = {};
+};
+
+struct Program {
+  std::vector<Slot> slots;
+  std::vector<Instruction> instructions;
+  std::vector<Geometry> copied;
+  std::vector<std::optional<Geometry>> outputs;
+  int64_t arena_bytes = 0;
+
+  /// Finds when each slot is in use, and gives those that are in use at the same time memory of their own.
+  void lay_out();
+};
+
+}  // namespace gimli::tracing

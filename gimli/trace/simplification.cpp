@@ -1,0 +1,217 @@
+#include "gimli/trace/simplification.h"
+
+#include <algorithm>
+#include <functional>
+
+#include "gimli/trace/lowering.h"
+
+namespace gimli::tracing {
+namespace {
+
+bool is_own(const Instruction& instruction, Operation operation) {
+  return instruction.own && instruction.own->operation == operation;
+}
+
+const Geometry* operand(const Instruction& instruction, size_t k) {
+  for (const auto& place : instruction.places) {
+    if (place.argument == k) return &place.geometry;
+  }
+  return nullptr;
+}
+
+bool lie_alike(const Geometry& a, const Geometry& b) {
+  return a.sizes == b.sizes && a.strides == b.strides && a.type == b.type;
+}
+
+class Simplification final {
+ public:
+  explicit Simplification(Program& program) : program_(program) {}
+
+  void run() {
+    count();
+    for (size_t i = 0; i < program_.instructions.size(); ++i) {
+      auto& instruction = program_.instructions[i];
+      for (auto& place : instruction.places) follow(place.geometry);
+      take_numbers(instruction);
+      leave_out_number(instruction);
+      if (!leave_out_copy(instruction)) fuse(i);
+    }
+    for (auto& output : program_.outputs) {
+      if (output) follow(*output);
+    }
+    remove_unread();
+  }
+
+ private:
+  /// How often the list writes to and reads from a slot, and where it writes last.
+  struct Use {
+    int writes = 0, reads = 0;
+    size_t writer = 0;
+  };
+
+  void count() {
+    use_.assign(program_.slots.size(), {});
+    moved_to_.assign(program_.slots.size(), std::nullopt);
+    for (size_t i = 0; i < program_.instructions.size(); ++i) {
+      const auto& instruction = program_.instructions[i];
+      for (const auto& result : instruction.results) {
+        ++use_[result.slot].writes;
+        use_[result.slot].writer = i;
+      }
+      for (const auto& place : instruction.places) ++use_[place.geometry.slot].reads;
+    }
+    for (const auto& output : program_.outputs) {
+      if (output) ++use_[output->slot].reads;
+    }
+  }
+
+  /// Whether what is in the slot stays the same once it is there.
+  bool is_written_once(size_t slot) const {
+    return use_[slot].writes <= (program_.slots[slot].kind == Slot::computed ? 1 : 0);
+  }
+
+  /// The instruction that computes all that is in a slot, if one does.
+  const Instruction* source(size_t slot) const {
+    if (program_.slots[slot].kind != Slot::computed || use_[slot].writes != 1) return nullptr;
+    const auto& writer = program_.instructions[use_[slot].writer];
+    return writer.own && fills_slot(writer.results[0]) ? &writer : nullptr;
+  }
+
+  bool fills_slot(const Geometry& tensor) const {
+    auto bytes = static_cast<int64_t>(at::elementSize(tensor.type));
+    for (const auto size : tensor.sizes) bytes *= size;
+    return tensor.offset == 0 && bytes > program_.slots[tensor.slot].bytes - kAlignment;
+  }
+
+  /// A slot that was a copy of another is read there.
+  void follow(Geometry& tensor) const {
+    if (const auto& to = moved_to_[tensor.slot]) {
+      tensor.slot = to->slot;
+      tensor.offset += to->offset;
+    }
+  }
+
+  /// Operands that are filled with a number are that number.
+  void take_numbers(Instruction& instruction) {
+    if (!instruction.own || instruction.own->operation >= Operation::sum) return;
+    std::erase_if(instruction.places, [&](const Place& place) {
+      const auto* filled = source(place.geometry.slot);
+      if (!filled || !is_own(*filled, Operation::fill)) return false;
+      instruction.own->numbers.emplace_back(place.argument, filled->own->p);
+      --use_[place.geometry.slot].reads;
+      return true;
+    });
+  }
+
+  /// a + 0, 0 + p b, 1 a and a 1 are copies, or p b.
+  void leave_out_number(Instruction& instruction) {
+    const bool adds = is_own(instruction, Operation::add), multiplies = is_own(instruction, Operation::multiply);
+    if ((!adds && !multiplies) || instruction.own->numbers.size() != 1) return;
+    const auto [k, number] = instruction.own->numbers[0];
+    const auto other = instruction.places[0].geometry;
+    if (number != (adds ? 0 : 1) || other.type != instruction.results[0].type) return;
+    const auto p = adds && k == 1 ? instruction.own->p : 1;
+    instruction.own = OwnOperation{.operation = p == 1 ? Operation::copy : Operation::scale, .p = p};
+    instruction.places = {{1, -1, other}};
+  }
+
+  bool leave_out_copy(const Instruction& instruction) {
+    if (!is_own(instruction, Operation::copy)) return false;
+    const auto* from = operand(instruction, 1);
+    const auto& to = instruction.results[0];
+    if (!from || program_.slots[from->slot].kind != Slot::computed || !is_written_once(from->slot)) return false;
+    if (source(to.slot) != &instruction || !lie_alike(*from, to)) return false;
+    use_[from->slot].reads += use_[to.slot].reads - 1;
+    use_[to.slot].reads = 0;
+    moved_to_[to.slot] = Geometry{from->slot, {}, {}, from->offset, from->type};
+    return true;
+  }
+
+  /// The product that alone computes a tensor, for this reader alone, from what is still there: as it lies in the
+  /// tensor.
+  std::optional<Instruction> product_of(const Geometry& tensor) {
+    const auto* product = source(tensor.slot);
+    if (!product || !is_own(*product, Operation::product) || use_[tensor.slot].reads != 1) return std::nullopt;
+    for (const auto& place : product->places) {
+      if (!is_written_once(place.geometry.slot)) return std::nullopt;
+    }
+    const auto& result = product->results[0];
+    if (result.offset != tensor.offset || product->own->epilogue != Epilogue::none) return std::nullopt;
+    if (lie_alike(result, tensor)) return *product;
+    if (!lie_alike(transposed(result), tensor)) return std::nullopt;
+    return turned(*product);
+  }
+
+  /// Puts a product in the place of what reads it.
+  bool put(Instruction& instruction, Instruction product, const Geometry& read) {
+    product.results = instruction.results;
+    product = oriented(std::move(product));
+    if (!loop_of(product)) return false;
+    --use_[read.slot].reads;
+    instruction = std::move(product);
+    for (const auto& place : instruction.places) ++use_[place.geometry.slot].reads;
+    return true;
+  }
+
+  void fuse(size_t i) {
+    auto& instruction = program_.instructions[i];
+    if (is_own(instruction, Operation::add)) {
+      for (const size_t k : {2, 1}) {
+        const auto *read = operand(instruction, k), *other = operand(instruction, 3 - k);
+        if (!read || !other || read->sizes != instruction.results[0].sizes) continue;
+        if (other->type != read->type || !is_written_once(other->slot)) continue;
+        auto product = product_of(*read);
+        if (!product || operand(*product, 3)) continue;
+        product->own->p *= k == 2 ? instruction.own->p : 1;
+        product->own->q = k == 1 ? instruction.own->p : 1;
+        product->places.push_back({3, -1, *other});
+        if (put(instruction, *product, Geometry(*read))) {
+          --use_[product->places.back().geometry.slot].reads;
+          return;
+        }
+      }
+    }
+    const bool rectifies = is_own(instruction, Operation::rectify), passes = is_own(instruction, Operation::pass_above);
+    if ((!rectifies && !passes) || instruction.own->p != 0) return;
+    const auto* read = operand(instruction, 1);
+    auto product = read ? product_of(*read) : std::nullopt;
+    if (!product) return;
+    product->own->epilogue = rectifies ? Epilogue::rectify : Epilogue::pass_above;
+    if (passes) {
+      const auto* gate = operand(instruction, 2);
+      if (!gate || !is_written_once(gate->slot)) return;
+      product->places.push_back({4, -1, *gate});
+      if (put(instruction, *product, Geometry(*read))) --use_[product->places.back().geometry.slot].reads;
+    } else {
+      put(instruction, *product, Geometry(*read));
+    }
+  }
+
+  void remove_unread() {
+    std::vector<bool> is_read(program_.slots.size(), false);
+    for (const auto& output : program_.outputs) {
+      if (output) is_read[output->slot] = true;
+    }
+    auto& list = program_.instructions;
+    std::vector<Instruction> kept;
+    for (auto instruction = list.rbegin(); instruction != list.rend(); ++instruction) {
+      const bool has_effect =
+          instruction->results.empty() || std::any_of(instruction->results.begin(), instruction->results.end(),
+                                                      [&](const Geometry& result) { return is_read[result.slot]; });
+      if (!has_effect) continue;
+      for (const auto& place : instruction->places) is_read[place.geometry.slot] = true;
+      kept.push_back(std::move(*instruction));
+    }
+    list.assign(std::make_move_iterator(kept.rbegin()), std::make_move_iterator(kept.rend()));
+  }
+
+  Program& program_;
+  std::vector<Use> use_;
+  std::vector<std::optional<Geometry>> moved_to_;
+};
+
+}  // namespace
+
+void simplify(Program& program) { Simplification(program).run(); }
+
+}  // namespace gimli::tracing

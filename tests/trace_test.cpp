@@ -152,7 +152,7 @@ TEST_P(TraceTest, ReplaysOnOtherDataWithDifferenceZero) {
 
 // ---------------------------------------------------------------- own kernels
 
-/// Operators of which so many of gimli's own kernels are left, and none of libtorch's.
+/// Operators of which so many of gimli's own kernels are left, and none of libtorch's; -1 where some are.
 struct OwnRow {
   std::string name;
   std::function<TensorList(const TensorList& inputs)> function;
@@ -197,6 +197,31 @@ const std::vector<OwnRow> own_rows{
      },
      {{3, 11}},
      9},
+    {"elementary_functions",
+     [](const TensorList& in) {
+       const auto x = in[0] * 3;
+       return TensorList{x.exp(), x.abs().log(), torch::sigmoid(x), torch::tanh(x), torch::lerp(x, in[0], 0.3)};
+     },
+     {{5, 29}},
+     7},
+    // Infinities, NaN and what underflows.
+    {"elementary_functions_at_the_edges",
+     [](const TensorList& in) {
+       const auto size = in[0].scalar_type() == torch::kDouble ? 200 : 24;
+       const auto x = torch::sinh(in[0] * size);
+       return TensorList{torch::exp(-x.abs()).log(), torch::sigmoid(x), torch::tanh(x), (x - x).log(),
+                         (x / (x - x)).exp()};
+     },
+     {{50}},
+     -1},
+    {"softmax",
+     [](const TensorList& in) {
+       const auto y = torch::softmax(in[0] * 4, 1), z = torch::log_softmax(in[0] * 4, -1);
+       return TensorList{y, z, at::_softmax_backward_data(in[1], y, -1, y.scalar_type()),
+                         at::_log_softmax_backward_data(in[1], z, 1, z.scalar_type()), torch::softmax(in[0][0], 0)};
+     },
+     {{6, 21}, {6, 21}},
+     7},
     {"extremes",
      [](const TensorList& in) {
        return TensorList{torch::maximum(in[0], in[1]), torch::minimum(in[0], in[1])};
@@ -328,8 +353,10 @@ TEST_P(OwnKernels, DifferByRounding) {
     const auto recording = Trace::record([&] { return GetParam().function(first); }, {first, {}});
     ASSERT_TRUE(recording.trace) << recording.refusal;
     const auto own = recording.trace->on_own_kernels();
-    EXPECT_EQ(own->own_size(), own->size());
-    EXPECT_EQ(own->size(), GetParam().kernels);
+    if (GetParam().kernels >= 0) {
+      EXPECT_EQ(own->own_size(), own->size());
+      EXPECT_EQ(own->size(), GetParam().kernels);
+    }
     EXPECT_LE(own->memory_bytes(), recording.trace->memory_bytes());
     const auto memory = own->allocate();
     for (int round = 0; round < 2; ++round) {

@@ -2,6 +2,7 @@
 
 #include "gimli/trace/pointwise_loops.h"
 #include "gimli/trace/product_loops.h"
+#include "gimli/trace/row_loops.h"
 
 namespace gimli::tracing {
 namespace {
@@ -31,6 +32,14 @@ Loop::Kernel kernel_of(Operation operation) {
       return pointwise<P, InverseRoot>;
     case Operation::inverse:
       return pointwise<P, Inverse>;
+    case Operation::exponential:
+      return pointwise<P, Exp>;
+    case Operation::logarithm:
+      return pointwise<P, Logarithm>;
+    case Operation::sigmoid:
+      return pointwise<P, Sigmoid>;
+    case Operation::tangent:
+      return pointwise<P, Tangent>;
     case Operation::absolute:
       return pointwise<P, Absolute>;
     case Operation::sign:
@@ -51,8 +60,18 @@ Loop::Kernel kernel_of(Operation operation) {
       return pointwise<P, SigmoidSlope>;
     case Operation::tanh_slope:
       return pointwise<P, TanhSlope>;
+    case Operation::interpolate:
+      return pointwise<P, Interpolate>;
     case Operation::scaled_difference:
       return pointwise<P, ScaledDifference>;
+    case Operation::softmax:
+      return rows<P, Softmax>;
+    case Operation::log_softmax:
+      return rows<P, LogSoftmax>;
+    case Operation::softmax_slope:
+      return rows<P, SoftmaxSlope>;
+    case Operation::log_softmax_slope:
+      return rows<P, LogSoftmaxSlope>;
     case Operation::sum:
       return reduction<P, Copy>;
     case Operation::sum_of_squares:

@@ -16,6 +16,8 @@ namespace gimli::tracing {
 ///     square, cube            a^2, a^3
 ///     root, inverse_root      a^(1/2), a^(-1/2)
 ///     inverse                 1 / a
+///     exponential, logarithm  e^a, log(a)
+///     sigmoid, tangent        1 / (1 + e^-a), tanh(a)
 ///     absolute, sign          |a|, sign(a)
 ///     larger, smaller         max(a, b), min(a, b)
 ///     rectify                 a where not a <= p, else 0
@@ -24,7 +26,14 @@ namespace gimli::tracing {
 ///     add_ratio               a + p b / c
 ///     sigmoid_slope           a (1 - b) b
 ///     tanh_slope              a (1 - b^2)
+///     interpolate             a + p (b - a)
 ///     scaled_difference       p a (b - c)
+///
+///     rows, over the innermost loop
+///     softmax                 e^a / sum e^a
+///     log_softmax             a - log(sum e^a)
+///     softmax_slope           b (a - sum a b)
+///     log_softmax_slope       a - e^b sum a
 ///
 ///     reductions, over the second loop
 ///     sum                     p sum a
@@ -43,6 +52,10 @@ enum class Operation {
   root,
   inverse_root,
   inverse,
+  exponential,
+  logarithm,
+  sigmoid,
+  tangent,
   absolute,
   sign,
   larger,
@@ -53,7 +66,12 @@ enum class Operation {
   add_ratio,
   sigmoid_slope,
   tanh_slope,
+  interpolate,
   scaled_difference,
+  softmax,
+  log_softmax,
+  softmax_slope,
+  log_softmax_slope,
   sum,
   sum_of_squares,
   product

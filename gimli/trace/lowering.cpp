@@ -88,6 +88,24 @@ std::optional<Loop> pointwise_loop(const Instruction& instruction, Loop loop) {
   return with(loop, joined(dimensions));
 }
 
+/// Rows along the last dimension.
+std::optional<Loop> row_loop(const Instruction& instruction, Loop loop) {
+  const auto& result = instruction.results[0];
+  std::vector<Dimension> dimensions;
+  for (size_t d = 0; d < result.sizes.size(); ++d) {
+    dimensions.push_back({result.sizes[d], {result.strides[d]}});
+    for (const auto& place : instruction.places) dimensions[d].stride[place.argument] = place.geometry.strides[d];
+  }
+  const auto row = dimensions.back();
+  for (size_t k = 0; k <= instruction.places.size(); ++k) {
+    if (row.size > 1 && row.stride[k] != 1) return std::nullopt;
+  }
+  dimensions.pop_back();
+  dimensions = joined(dimensions);
+  dimensions.push_back(row);
+  return with(loop, dimensions);
+}
+
 /// Kept dimensions around and within the one that is reduced.
 std::optional<Loop> reduction_loop(const Instruction& instruction, Loop loop) {
   const auto& is_reduced = instruction.own->is_reduced;
@@ -181,7 +199,7 @@ class Call final {
       ++to;
       if (const auto* operand = tensor(i)) {
         const bool is_number = count_of(*operand) == 1 && (operand->type == at::kFloat || operand->type == at::kDouble);
-        if (operand->type != result.type && !(is_number && operation < Operation::sum)) return std::nullopt;
+        if (operand->type != result.type && !(is_number && operation < Operation::softmax)) return std::nullopt;
         if (count_of(*operand) > kMostElements) return std::nullopt;
         own.places.push_back({to, -1, *operand});
       } else if (const auto value = number(i)) {
@@ -211,6 +229,19 @@ class Call final {
     int64_t summands = 1;
     for (int64_t d = 0; d < count; ++d) summands *= is_reduced[d] ? sizes[d] : 1;
     if (is_mean) own->own->p = 1. / static_cast<double>(summands);
+    return own;
+  }
+
+  /// Along the dimension that an argument names, which is the last.
+  Lowered row(Operation operation, const std::vector<size_t>& operands, size_t dimension) const {
+    auto own = this->own(operation, operands);
+    if (!own || !own->own->numbers.empty()) return std::nullopt;
+    const auto& sizes = own->results[0].sizes;
+    const auto count = static_cast<int64_t>(sizes.size()), d = (*this)[dimension].toInt();
+    if (count == 0 || (d != -1 && d != count - 1)) return std::nullopt;
+    for (const auto& place : own->places) {
+      if (place.geometry.sizes != sizes) return std::nullopt;
+    }
     return own;
   }
 
@@ -329,6 +360,10 @@ const std::unordered_map<std::string, Rule>& rules() {
       {"aten::sqrt", on(root, {0})},
       {"aten::rsqrt", on(inverse_root, {0})},
       {"aten::reciprocal", on(inverse, {0})},
+      {"aten::exp", on(exponential, {0})},
+      {"aten::log", on(logarithm, {0})},
+      {"aten::sigmoid", on(Operation::sigmoid, {0})},
+      {"aten::tanh", on(tangent, {0})},
       {"aten::abs", on(absolute, {0})},
       {"aten::sgn", on(sign, {0})},
       {"aten::sign", on(sign, {0})},
@@ -338,8 +373,19 @@ const std::unordered_map<std::string, Rule>& rules() {
       {"aten::threshold_backward", scaled(pass_above, {0, 1})},
       {"aten::addcmul", scaled(add_product, {0, 1, 2})},
       {"aten::addcdiv", scaled(add_ratio, {0, 1, 2})},
+      {"aten::lerp", scaled(interpolate, {0, 1})},
       {"aten::sigmoid_backward", on(sigmoid_slope, {0, 1})},
       {"aten::tanh_backward", on(tanh_slope, {0, 1})},
+      {"aten::_softmax", [](const Call& call) { return call.row(softmax, {0}, 1); }},
+      {"aten::_log_softmax", [](const Call& call) { return call.row(log_softmax, {0}, 1); }},
+      {"aten::_softmax_backward_data",
+       [](const Call& call) {
+         return call.row(softmax_slope, {0, 1}, 2);
+       }},
+      {"aten::_log_softmax_backward_data",
+       [](const Call& call) {
+         return call.row(log_softmax_slope, {0, 1}, 2);
+       }},
       {"aten::sum", reduced(false)},
       {"aten::mean", reduced(true)},
       {"aten::mse_loss", squared_error},
@@ -400,7 +446,8 @@ std::optional<Loop> loop_of(const Instruction& instruction) {
   for (const auto& place : instruction.places) loop.at[place.argument].is_other = place.geometry.type != type;
   for (const auto& [operand, number] : own.numbers) loop.at[operand].is_other = type != at::kDouble;
   if (own.operation == Operation::product) return product_loop(instruction, loop);
-  return own.operation < Operation::sum ? pointwise_loop(instruction, loop) : reduction_loop(instruction, loop);
+  if (own.operation < Operation::softmax) return pointwise_loop(instruction, loop);
+  return own.operation < Operation::sum ? row_loop(instruction, loop) : reduction_loop(instruction, loop);
 }
 
 }  // namespace gimli::tracing

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "gimli/optim/fused/pack.h"
+#include "gimli/trace/functions.h"
 #include "gimli/trace/loops.h"
 
 namespace gimli::tracing {
@@ -101,6 +101,38 @@ struct Inverse {
   }
 };
 
+struct Exp {
+  static constexpr int inputs = 1;
+  template <class P>
+  GIMLI_INLINE static P of(const P* x, P) {
+    return exponential(x[0]);
+  }
+};
+
+struct Logarithm {
+  static constexpr int inputs = 1;
+  template <class P>
+  GIMLI_INLINE static P of(const P* x, P) {
+    return logarithm(x[0]);
+  }
+};
+
+struct Sigmoid {
+  static constexpr int inputs = 1;
+  template <class P>
+  GIMLI_INLINE static P of(const P* x, P) {
+    return sigmoid(x[0]);
+  }
+};
+
+struct Tangent {
+  static constexpr int inputs = 1;
+  template <class P>
+  GIMLI_INLINE static P of(const P* x, P) {
+    return hyperbolic_tangent(x[0]);
+  }
+};
+
 struct Absolute {
   static constexpr int inputs = 1;
   template <class P>
@@ -178,6 +210,14 @@ struct TanhSlope {
   template <class P>
   GIMLI_INLINE static P of(const P* x, P) {
     return x[0] * (P(1) - x[1] * x[1]);
+  }
+};
+
+struct Interpolate {
+  static constexpr int inputs = 2;
+  template <class P>
+  GIMLI_INLINE static P of(const P* x, P p) {
+    return x[0] + p * (x[1] - x[0]);
   }
 };
 

@@ -93,7 +93,7 @@ class Simplification final {
 
   /// Operands that are filled with a number are that number.
   void take_numbers(Instruction& instruction) {
-    if (!instruction.own || instruction.own->operation >= Operation::sum) return;
+    if (!instruction.own || instruction.own->operation >= Operation::softmax) return;
     std::erase_if(instruction.places, [&](const Place& place) {
       const auto* filled = source(place.geometry.slot);
       if (!filled || !is_own(*filled, Operation::fill)) return false;

@@ -8,15 +8,19 @@
 #include <limits>
 #include <unordered_map>
 
+#include "gimli/processor.h"
+
 namespace gimli::tracing {
 namespace {
 
 using c10::IValue;
 
-/// Elements of a pointwise operation and multiplications of a product up to which own kernels take it: beyond, libtorch
-/// uses several threads.
+/// Elements of a tensor up to which own kernels take it: beyond, libtorch uses several threads.
 constexpr int64_t kMostElements = at::internal::GRAIN_SIZE;
-constexpr int64_t kMostMultiplications = 1 << 19;
+
+/// Multiplications of a product up to which own kernels, which do not divide it into blocks for caches, are as fast as a
+/// library for large matrices: a million with registers of 64 bytes.
+int64_t most_multiplications() { return (int64_t(1) << 14) * register_bytes(); }
 
 // ---------------------------------------------------------------- loops
 
@@ -249,7 +253,7 @@ class Call final {
   Lowered product(size_t a, size_t b, std::optional<size_t> d = {}, double p = 1, double q = 1) const {
     auto own = this->own(Operation::product, d && q != 0 ? std::vector{a, b, *d} : std::vector{a, b}, p);
     if (!own || !own->own->numbers.empty()) return std::nullopt;
-    if (count_of(own->results[0]) * own->places[0].geometry.sizes.back() > kMostMultiplications) return std::nullopt;
+    if (count_of(own->results[0]) * own->places[0].geometry.sizes.back() > most_multiplications()) return std::nullopt;
     own->own->q = q;
     return own;
   }

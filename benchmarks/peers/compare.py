@@ -1,143 +1,207 @@
 """Runs gimli and its peers on the same works in turn and prints what they took: compare.py GIMLI_PEER [options].
 
 Every contender is a process of its own that has loaded the same data and initial weights. Before anything is timed its
-meta-gradient is compared with gimli's. Then rounds go over all contenders, several meta-gradients a round.
+meta-gradient is compared with gimli's. Then rounds go over all contenders, several meta-gradients a round. One that
+fails, or that takes more time or memory than the limits, is a row with the reason.
 """
 
 import argparse
+import datetime
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
+import select
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 
 import numpy as np
 
+import report
 import work
 
 HERE = pathlib.Path(__file__).parent
+PEERS = ("torch", "jax", "optax", "higher", "torchopt")
+
+
+class Failure(Exception):
+    """A contender is out, for this reason."""
 
 
 class Contender:
-    def __init__(self, name, command, threads):
+    def __init__(self, name, command, arguments):
         self.name = name
-        self.milliseconds = []
-        environment = dict(os.environ, OMP_NUM_THREADS=str(threads), PYTHONWARNINGS="ignore")
+        self.limits = arguments
+        self.milliseconds, self.threads = [], arguments.threads
+        environment = dict(os.environ, OMP_NUM_THREADS=str(arguments.threads), PYTHONWARNINGS="ignore")
+        self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen([str(c) for c in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.PIPE, text=True, env=environment)
+                                        stderr=self.errors, text=True, env=environment)
         self.read()
 
     def read(self):
+        deadline = time.monotonic() + self.limits.limit
+        while not select.select([self.process.stdout], [], [], 0.05)[0]:
+            if time.monotonic() > deadline:
+                raise Failure(f"takes more than {self.limits.limit:g} s")
+            if self.resident_bytes() > self.limits.limit_gb * 1e9:
+                raise Failure(f"takes more than {self.limits.limit_gb:g} GB")
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(self.process.stderr.read().strip().splitlines()[-1])
+            self.errors.seek(0)
+            raise Failure((self.errors.read().strip().splitlines() or ["ended without a word"])[-1])
         return line
 
+    def resident_bytes(self):
+        pages = pathlib.Path(f"/proc/{self.process.pid}/statm").read_text().split()
+        return int(pages[1]) * os.sysconf("SC_PAGE_SIZE")
+
     def ask(self, line):
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write(line + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # read() says why it ended
         return json.loads(self.read())
 
     def gradient(self, file):
-        self.ask(f"gradient {file}")
+        self.counted = self.ask(f"gradient {file}")
         return np.fromfile(file, "<f4").astype(float)
 
-    def measure(self, count):
-        self.milliseconds += self.ask(f"measure {count}")
+    def prepare(self):
+        """Takes one thread instead where that is faster, and so many meta-gradients a round as it has time for."""
+        once = self.ask("measure 1")[0]
+        repetitions = 3 if once < 500 else 1
+        least = min(self.ask(f"measure {repetitions}"))
+        if self.threads > 1 and once < 5000 and self.ask("threads 1"):
+            alone = min(self.ask(f"measure {repetitions}"))
+            if alone < least:
+                self.threads, least = 1, alone
+            else:
+                self.ask(f"threads {self.threads}")
+        self.repetitions = max(1, min(50, int(self.limits.round_ms / least)))
+
+    def measure(self):
+        self.milliseconds += self.ask(f"measure {self.repetitions}")
 
     def stop(self):
-        self.process.stdin.close()
+        self.process.kill()
         self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.errors.close()
 
 
-def contenders(gimli_peer, folder, threads, only):
-    python = sys.executable
-    commands = {
-        "gimli": [gimli_peer, folder, "own", threads],
-        "gimli, captured": [gimli_peer, folder, "captured", threads],
-        "gimli on libtorch's operators": [gimli_peer, folder, "libtorch", threads],
-        "jax, jit and vmap": [python, HERE / "jax_peer.py", folder],
-        "torch.func, vmap": [python, HERE / "torch_peer.py", folder, "func", threads],
-        "torch, by hand": [python, HERE / "torch_peer.py", folder, "torch", threads],
-        "higher": [python, HERE / "torch_peer.py", folder, "higher", threads],
-        "torchopt": [python, HERE / "torch_peer.py", folder, "torchopt", threads],
-    }
-    started = []
-    for name, command in commands.items():
-        if only and not name.startswith("gimli") and not any(word in name for word in only):
-            continue
-        try:
-            started.append(Contender(name, command, threads))
-        except RuntimeError as error:
-            print(f"{name}: does not run here: {error}", file=sys.stderr)
-    return started
-
-
-def repetitions(contender, milliseconds):
-    """So many that a round takes about that long."""
-    first = contender.ask("measure 1")[0]
-    return max(1, min(50, int(milliseconds / first)))
+def commands(spec, folder, arguments):
+    python, threads = sys.executable, arguments.threads
+    gimli = lambda way: [arguments.gimli_peer, folder, way, threads]
+    torch = lambda library: [python, HERE / "torch_peer.py", folder, library, threads]
+    jax = lambda *options: [python, HERE / "jax_peer.py", folder, *options]
+    result = {"gimli": gimli("own"), "gimli, captured": gimli("captured"),
+              "gimli on libtorch's operators": gimli("libtorch")}
+    if "replay" in spec["strategies"]:
+        result["gimli, replay"] = gimli("replay")
+    if "binomial" in spec["strategies"]:
+        result["gimli, replay with 10 states"] = gimli("binomial")
+    result["jax, jit and vmap"] = jax()
+    if spec["strategies"]:
+        result["jax, each step checkpointed"] = jax("checkpoint")
+    result |= {"torch.func, vmap": torch("func"), "torch, by hand": torch("torch"), "higher": torch("higher"),
+               "torchopt": torch("torchopt")}
+    if arguments.only:
+        result = {name: command for name, command in result.items()
+                  if name == "gimli" or any(word in name for word in arguments.only)}
+    return result
 
 
 def run(spec, folder, arguments):
-    everyone = contenders(arguments.gimli_peer, folder, arguments.threads, arguments.only)
-    gradients, counts = {}, {}
-    for contender in list(everyone):
+    """The rows of a work, one a contender."""
+    rows, everyone, gradients = [], [], {}
+
+    def attempt(name, function):
         try:
-            gradients[contender.name] = contender.gradient(folder / "gradient.f32")
-            counts[contender.name] = repetitions(contender, arguments.round_ms)
-        except RuntimeError as error:
-            print(f"{contender.name}: does not run here: {error}", file=sys.stderr)
-            everyone.remove(contender)
-    for _ in range(arguments.rounds):
+            return function()
+        except Failure as failure:
+            rows.append({"work": spec["name"], "contender": name, "failure": str(failure)})
+
+    def alive():
+        out = {row["contender"] for row in rows}
+        return [contender for contender in everyone if contender.name not in out]
+
+    try:
+        for name, command in commands(spec, folder, arguments).items():
+            if contender := attempt(name, lambda: Contender(name, command, arguments)):
+                everyone.append(contender)
+                gradients[name] = attempt(name, lambda: contender.gradient(folder / "gradient.f32"))
+        for contender in alive():
+            attempt(contender.name, contender.prepare)
+        begin = time.monotonic()
+        for round in range(arguments.rounds):
+            if round == 0 or time.monotonic() - begin < arguments.seconds:
+                for contender in alive():
+                    attempt(contender.name, contender.measure)
+        ours = gradients["gimli"]
+        for contender in alive():
+            rows.append({"work": spec["name"], "contender": contender.name, "min_ms": min(contender.milliseconds),
+                         "median_ms": statistics.median(contender.milliseconds), "times": len(contender.milliseconds),
+                         "threads": contender.threads, "peak_bytes": contender.ask("peak"), **contender.counted,
+                         "difference": np.linalg.norm(gradients[contender.name] - ours) / np.linalg.norm(ours)})
+    finally:
         for contender in everyone:
-            contender.measure(counts[contender.name])
-    ours = gradients["gimli"]
-    least = min(everyone[0].milliseconds)
-    print(f"\n### {spec['name']}\n")
-    print("| | ms: min | median | times gimli's | peak MB | difference to gimli's |")
-    print("|---|---:|---:|---:|---:|---:|")
-    rows = []
-    for contender in everyone:
-        peak = contender.ask("peak")
-        contender.stop()
-        difference = np.linalg.norm(gradients[contender.name] - ours) / np.linalg.norm(ours)
-        row = {"work": spec["name"], "contender": contender.name, "min_ms": min(contender.milliseconds),
-               "median_ms": statistics.median(contender.milliseconds), "peak_bytes": peak, "difference": difference}
-        rows.append(row)
-        print(f"| {row['contender']} | {row['min_ms']:.3g} | {row['median_ms']:.3g} | {row['min_ms'] / least:.2f} "
-              f"| {peak / 1e6:.0f} | {difference:.0e} |", flush=True)
-    return rows
+            contender.stop()
+    order = list(commands(spec, folder, arguments))
+    return sorted(rows, key=lambda row: order.index(row["contender"]))
+
+
+def gemm_flops(threads):
+    """Floating-point operations a second in a product of large matrices."""
+    import torch
+
+    torch.set_num_threads(threads)
+    a, b = torch.rand(2, 2048, 2048)
+    seconds = []
+    while len(seconds) < 30 and sum(seconds) < 5:
+        begin = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - begin)
+    return 2 * 2048**3 / min(seconds)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("gimli_peer", help="gimli's contender, as built from gimli_peer.cpp")
-    parser.add_argument("--works", default="ab", help="letters of the works to run (default: %(default)s)")
+    parser.add_argument("--works", default="abcdefg", help="letters of the works to run (default: %(default)s)")
     parser.add_argument("--match", default="", help="only works whose names contain this")
-    parser.add_argument("--only", action="append", help="only peers whose names contain this, and gimli; may be repeated")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds over all contenders (default: %(default)s)")
-    parser.add_argument("--round-ms", type=float, default=500, help="milliseconds of a contender in a round (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of each (default: %(default)s)")
-    parser.add_argument("--out", help="a file for the rows as JSON")
+    parser.add_argument("--only", action="append", help="gimli and only contenders whose names contain this; may be repeated")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds over all contenders at most (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=20, help="after which a work begins no other round (default: %(default)s)")
+    parser.add_argument("--round-ms", type=float, default=300, help="milliseconds of a contender in a round (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each, or one if that is faster (default: %(default)s)")
+    parser.add_argument("--limit", type=float, default=60, help="seconds for a meta-gradient, compilation included (default: %(default)s)")
+    parser.add_argument("--limit-gb", type=float, default=12, help="memory for a contender (default: %(default)s)")
+    parser.add_argument("--out", help="a file for the results as JSON, from which report.py makes a page and a plot")
     arguments = parser.parse_args()
 
     cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "")
-    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "jax", "optax", "higher", "torchopt"))
-    print(f"{cpu}, {os.cpu_count()} cores, {arguments.threads} threads, Python {platform.python_version()}, {versions}")
-    rows = []
+    results = {"date": datetime.date.today().isoformat(), "processor": cpu, "cores": os.cpu_count(),
+               "threads": arguments.threads, "flops_per_second": gemm_flops(arguments.threads),
+               "versions": {"Python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PEERS}},
+               "rows": []}
+    print(report.heading(results))
     for letter in arguments.works:
         for each in work.WORKS[letter]:
             if arguments.match not in each["name"]:
                 continue
             with tempfile.TemporaryDirectory() as folder:
-                rows += run(work.write(folder, each), pathlib.Path(folder), arguments)
-    if arguments.out:
-        pathlib.Path(arguments.out).write_text(json.dumps(rows, indent=1) + "\n")
+                rows = run(work.write(folder, each), pathlib.Path(folder), arguments)
+            results["rows"] += rows
+            print("\n" + report.table(rows, results["flops_per_second"]), flush=True)
+            if arguments.out:
+                pathlib.Path(arguments.out).write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

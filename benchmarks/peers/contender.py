@@ -1,6 +1,8 @@
 """What every contender written in Python does: it answers on stdout to the lines of compare.py on stdin.
 
-    gradient FILE    writes the meta-gradient (all parameters, one after the other, float32)
+    gradient FILE    writes the meta-gradient (initial weights, then hyperparameters, one after the other, float32) and
+                     answers what it counted meanwhile: operators, flops, or nothing; a remark, if there is one
+    threads COUNT    computes with so many threads from now on; answers whether it can
     measure COUNT    the milliseconds of so many meta-gradients
     peak             the most bytes the process had, beyond those after loading its inputs
 """
@@ -17,15 +19,20 @@ def memory(field):
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field + ":"))
 
 
-def serve(meta_gradient):
-    """`meta_gradient` returns the gradients as arrays in the order of the parameters, all computed."""
+def serve(meta_gradient, counted=lambda function: (function(), {}), set_threads=None):
+    """`meta_gradient` returns the gradients as arrays in the order of the meta-parameters, all computed; `counted` calls
+    a function and returns its result and what it counted."""
     loaded = memory("VmRSS")
     print("ready", flush=True)
     for line in sys.stdin:
         command, *argument = line.split(maxsplit=1)
         if command == "gradient":
-            np.concatenate([np.asarray(g).ravel() for g in meta_gradient()]).astype("<f4").tofile(argument[0].strip())
-            answer = "written"
+            gradients, answer = counted(meta_gradient)
+            np.concatenate([np.asarray(g).ravel() for g in gradients]).astype("<f4").tofile(argument[0].strip())
+        elif command == "threads":
+            answer = set_threads is not None
+            if set_threads:
+                set_threads(int(argument[0]))
         elif command == "measure":
             answer = []
             for _ in range(int(argument[0])):

@@ -1,24 +1,32 @@
 // gimli as a contender of compare.py: gimli_peer FOLDER WAY THREADS, with WAY one of
 //
-//     captured    Captured(Unroll())
 //     own         Unroll() on gimli's own operators
+//     captured    Captured(Unroll())
 //     libtorch    Unroll() on libtorch's operators
+//     replay      Replay()
+//     binomial    Replay(Binomial(10))
 //
 // It reads the work and answers on stdout to the lines on stdin as contender.py says.
 
+#include <ATen/record_function.h>
 #include <torch/torch.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <fstream>
 #include <iostream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <sstream>
 
 #include "gimli/gimli.h"
 #include "gimli/nn/conv4.h"
+#include "gimli/nn/densenet.h"
 #include "gimli/nn/mlp.h"
+#include "gimli/nn/resnet.h"
+#include "gimli/trace.h"
 
 namespace gimli {
 namespace {
@@ -49,37 +57,80 @@ Model model(Holder holder) {
   return {holder.ptr(), [holder](const Tensor& x) mutable { return holder->forward(x); }};
 }
 
+struct TransformerImpl final : torch::nn::Module {
+  TransformerImpl(int64_t width, int64_t heads, int64_t layers, int64_t classes)
+      : encoder(register_module(
+            "encoder",
+            torch::nn::TransformerEncoder(torch::nn::TransformerEncoderOptions(
+                torch::nn::TransformerEncoderLayerOptions(width, heads).dim_feedforward(2 * width).dropout(0),
+                layers)))),
+        head(register_module("head", torch::nn::Linear(width, classes))) {}
+  Tensor forward(const Tensor& x) { return head(encoder(x.transpose(0, 1)).mean(0)); }
+
+  torch::nn::TransformerEncoder encoder;
+  torch::nn::Linear head;
+};
+TORCH_MODULE(Transformer);
+
+Model network(const json& spec) {
+  const std::string name = spec["network"];
+  if (name == "mlp") return model(nn::mlp(spec["sizes"].get<std::vector<int64_t>>()));
+  const int64_t ways = spec["ways"];
+  const auto example = spec["example"].get<std::vector<int64_t>>();
+  if (name == "conv4") return model(nn::Conv4(nn::Conv4Options(ways).hidden(spec["hidden"])));
+  if (name == "resnet12") {
+    return model(nn::ResNet(
+        nn::ResNetOptions(ways, 3).in_channels(example[0]).widths(spec["widths"].get<std::vector<int64_t>>())));
+  }
+  if (name == "densenet") {
+    return model(nn::DenseNet(nn::DenseNetOptions(ways)
+                                  .layers(std::vector<int64_t>(3, spec["layers"].get<int64_t>()))
+                                  .growth(spec["growth"])
+                                  .initial_channels(2 * spec["growth"].get<int64_t>())
+                                  .track_running_stats(false)));
+  }
+  TORCH_CHECK(name == "transformer", "gimli_peer: no network '", name, "'");
+  return model(Transformer(example[1], spec["heads"], spec["layers"], ways));
+}
+
 class Work final {
  public:
-  explicit Work(const std::string& folder) : spec_(json::parse(std::ifstream(folder + "/spec.json"))) {
-    const bool regression = spec_["network"] == "mlp";
-    model_ = regression ? model(nn::mlp(spec_["sizes"].get<std::vector<int64_t>>()))
-                        : model(nn::Conv4(nn::Conv4Options(spec_["ways"].get<int64_t>()).hidden(spec_["hidden"])));
-    parameters_ = model_.module->parameters();
-    int64_t count = 0;
-    for (const auto& parameter : parameters_) count += parameter.numel();
-    const auto values = read<float>(folder + "/parameters.f32", {count});
-    torch::NoGradGuard no_grad;
-    int64_t at = 0;
-    for (const auto& parameter : parameters_) {
-      parameter.copy_(values.slice(0, at, at + parameter.numel()).view(parameter.sizes()));
-      at += parameter.numel();
+  explicit Work(const std::string& folder)
+      : spec_(json::parse(std::ifstream(folder + "/spec.json"))), model_(network(spec_)) {
+    const auto parameters = model_.module->parameters();
+    meta_parameters_ = parameters;
+    read_into(parameters, "shapes", folder + "/parameters.f32");
+
+    const std::string learned = spec_["learned"].is_null() ? "" : spec_["learned"], name = spec_["optimizer"];
+    const double lr = spec_["lr"];
+    const optim::LSTMOptimizer lstm(optim::LSTMOptimizerOptions(lr).hidden_size(spec_.value("hidden", 20)));
+    auto optimizer = name == "adam"   ? optim::Optimizer(optim::Adam(optim::AdamOptions(lr)), parameters)
+                     : name == "lstm" ? optim::Optimizer(lstm, parameters)
+                                      : optim::Optimizer(optim::SGD(lr), parameters);
+    TensorList hyperparameters;
+    if (learned == "rates") {
+      hyperparameters =
+          optim::learn(optimizer, {"lr"}, optim::LearnOptions().granularity(optim::Granularity::per_tensor)).tensors();
+    } else if (learned == "penalties") {
+      hyperparameters = {torch::zeros(static_cast<int64_t>(parameters.size()), torch::requires_grad())};
+    } else if (learned == "optimizer") {
+      hyperparameters = lstm.parameters();
     }
-    const auto of = [&](const std::string& name) {
-      const auto sizes = spec_[name + "_shape"].get<std::vector<int64_t>>();
-      if (name[0] == 'x' || regression) return read<float>(folder + "/" + name + ".f32", sizes);
-      return read<int64_t>(folder + "/" + name + ".i64", sizes);
+    read_into(hyperparameters, "hyperparameter_shapes", folder + "/hyperparameters.f32");
+    meta_parameters_.insert(meta_parameters_.end(), hyperparameters.begin(), hyperparameters.end());
+
+    const bool classes = spec_.contains("ways");
+    const auto of = [&](const std::string& what) {
+      const auto sizes = spec_[what + "_shape"].get<std::vector<int64_t>>();
+      if (what[0] == 'x' || !classes) return read<float>(folder + "/" + what + ".f32", sizes);
+      return read<int64_t>(folder + "/" + what + ".i64", sizes);
     };
     const auto x = of("x"), y = of("y"), x_query = of("xq"), y_query = of("yq");
     for (int64_t t = 0; t < x.size(0); ++t) tasks_.push_back({x[t], y[t], x_query[t], y_query[t]});
 
-    const auto lr = spec_["lr"].get<double>();
-    const auto optimizer = spec_["optimizer"] == "adam"
-                               ? optim::Optimizer(optim::Adam(optim::AdamOptions(lr)), parameters_)
-                               : optim::Optimizer(optim::SGD(lr), parameters_);
-    const auto loss = [forward = model_.forward](const Tensor& inputs, const Tensor& targets) {
-      const auto out = forward(inputs);
-      return targets.is_floating_point() ? torch::mse_loss(out, targets) : torch::cross_entropy_loss(out, targets);
+    const auto loss = [forward = model_.forward, classes](const Tensor& inputs, const Tensor& targets) {
+      const auto output = forward(inputs);
+      return classes ? torch::cross_entropy_loss(output, targets) : torch::mse_loss(output, targets);
     };
     problem_.emplace(model_.module, optimizer);
     problem_->steps(spec_["steps"].get<int64_t>())
@@ -88,20 +139,89 @@ class Work final {
         })
         .inner([loss](const Task& task) { return loss(task.x, task.y); })
         .outer([loss](const Task& task) { return loss(task.x_query, task.y_query); });
+    if (learned == "penalties") {
+      problem_->inner([loss, parameters, penalties = hyperparameters[0]](const Task& task) {
+        auto value = loss(task.x, task.y);
+        const auto strengths = penalties.exp().unbind();
+        for (size_t i = 0; i < parameters.size(); ++i) value = value + strengths[i] * parameters[i].square().sum();
+        return value;
+      });
+    }
   }
 
-  TensorList gradients(const Strategy& strategy, const TaskBatch& batch) const {
-    return hypergradient(*problem_, parameters_, tasks_, strategy, batch).gradients;
+  Result differentiate(const Strategy& strategy, const TaskBatch& batch) const {
+    return hypergradient(*problem_, meta_parameters_, tasks_, strategy, batch);
+  }
+
+  /// Operators of a recording of all tasks' hypergradients by Unroll(), or 0 if there is none.
+  int64_t recorded_operators() const {
+    TraceInputs inputs{{}, problem_->tensors()};
+    inputs.shared.insert(inputs.shared.end(), meta_parameters_.begin(), meta_parameters_.end());
+    int64_t count = 0;
+    for (const auto& task : tasks_) {
+      inputs.copied = problem_->inputs_of(TaskRef::to(task));
+      const auto recording = Trace::record(
+          [&] { return Unroll().differentiate(*problem_, meta_parameters_, TaskRef::to(task)).gradients; }, inputs);
+      if (!recording.trace) return 0;
+      count += recording.trace->size();
+    }
+    return count;
   }
 
   int64_t task_count() const { return static_cast<int64_t>(tasks_.size()); }
 
  private:
+  /// Fills the tensors, whose sizes must be those that the spec has there, with the numbers of the file.
+  void read_into(const TensorList& tensors, const std::string& shapes, const std::string& file) const {
+    const auto sizes = spec_[shapes].get<std::vector<std::vector<int64_t>>>();
+    TORCH_CHECK(sizes.size() == tensors.size(), "gimli_peer: expected ", sizes.size(), " tensors in '", shapes,
+                "', got ", tensors.size());
+    int64_t count = 0;
+    for (const auto& tensor : tensors) count += tensor.numel();
+    const auto values = read<float>(file, {count});
+    torch::NoGradGuard no_grad;
+    int64_t at = 0;
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      TORCH_CHECK(tensors[i].sizes() == at::IntArrayRef(sizes[i]), "gimli_peer: expected sizes ",
+                  at::IntArrayRef(sizes[i]), " in '", shapes, "', got ", tensors[i].sizes());
+      tensors[i].copy_(values.slice(0, at, at + tensors[i].numel()).view(sizes[i]));
+      at += tensors[i].numel();
+    }
+  }
+
   json spec_;
   Model model_;
-  TensorList parameters_;
+  TensorList meta_parameters_;
   std::vector<Task> tasks_;
   std::optional<Bilevel> problem_;
+};
+
+/// Counts, while it lives, the operators of all threads that call no other operators.
+class OperatorCounter final {
+ public:
+  OperatorCounter() {
+    count = 0;
+    handle_ = at::addGlobalCallback(at::RecordFunctionCallback(&begin, &end).scopes({at::RecordScope::FUNCTION}));
+  }
+  ~OperatorCounter() { at::removeCallback(handle_); }
+  OperatorCounter(const OperatorCounter&) = delete;
+  OperatorCounter& operator=(const OperatorCounter&) = delete;
+
+  static inline std::atomic<int64_t> count = 0;
+
+ private:
+  static std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction&) {
+    open.push_back(true);
+    return nullptr;
+  }
+  static void end(const at::RecordFunction&, at::ObserverContext*) {
+    count += open.back();
+    open.pop_back();
+    if (!open.empty()) open.back() = false;
+  }
+
+  static inline thread_local std::vector<bool> open;  // the calls under way: whether each has called no other so far
+  at::CallbackHandle handle_;
 };
 
 int64_t memory(const std::string& field) {
@@ -112,33 +232,44 @@ int64_t memory(const std::string& field) {
   return 0;
 }
 
-void serve(const Work& work, const Strategy& strategy, const TaskBatch& batch) {
+void serve(const Work& work, const Strategy& strategy, int64_t threads) {
+  const bool captured = dynamic_cast<const Captured*>(&strategy);
+  const auto use = [&](int64_t count) {
+    at::set_num_threads(static_cast<int>(count));
+    const auto at_once = std::min(count, work.task_count());
+    return at_once > 1 ? std::shared_ptr<const TaskBatch>(new Threads(at_once)) : std::make_shared<Sequential>();
+  };
+  auto batch = use(threads);
   const auto loaded = memory("VmRSS");
   std::cout << "ready" << std::endl;
   for (std::string line; std::getline(std::cin, line);) {
     std::istringstream words(line);
     std::string command, argument;
     words >> command >> argument;
+    json answer;
     if (command == "gradient") {
+      const OperatorCounter counter;
+      const auto result = work.differentiate(strategy, *batch);
+      answer["operators"] = captured ? work.recorded_operators() : counter.count.load();
+      answer["remark"] = result.cost.capture_remark;
       std::ofstream out(argument, std::ios::binary);
-      for (const auto& gradient : work.gradients(strategy, batch)) {
-        const auto dense = gradient.contiguous();
-        out.write(static_cast<const char*>(dense.const_data_ptr()), dense.nbytes());
+      for (const auto& gradient : result.gradients) {
+        const auto dense = gradient.to(torch::kFloat).contiguous();
+        out.write(static_cast<const char*>(dense.const_data_ptr()), static_cast<std::streamsize>(dense.nbytes()));
       }
-      out.close();
-      std::cout << "\"written\"" << std::endl;
+    } else if (command == "threads") {
+      batch = use(std::stoll(argument));
+      answer = true;
     } else if (command == "measure") {
-      json milliseconds = json::array();
       for (int64_t i = 0; i < std::stoll(argument); ++i) {
         const auto begin = std::chrono::steady_clock::now();
-        work.gradients(strategy, batch);
-        milliseconds.push_back(
-            std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count());
+        work.differentiate(strategy, *batch);
+        answer.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count());
       }
-      std::cout << milliseconds << std::endl;
     } else {
-      std::cout << memory("VmHWM") - loaded << std::endl;
+      answer = memory("VmHWM") - loaded;
     }
+    std::cout << answer << std::endl;
   }
 }
 
@@ -146,17 +277,18 @@ void serve(const Work& work, const Strategy& strategy, const TaskBatch& batch) {
 }  // namespace gimli
 
 int main(int argc, char** argv) {
-  if (argc != 4) {
-    std::fprintf(stderr, "gimli_peer FOLDER captured|own|libtorch THREADS\n");
+  const std::map<std::string, std::shared_ptr<const gimli::Strategy>> ways{
+      {"own", std::make_shared<gimli::Unroll>()},
+      {"captured", std::make_shared<gimli::Captured>()},
+      {"libtorch", std::make_shared<gimli::Unroll>()},
+      {"replay", std::make_shared<gimli::Replay>()},
+      {"binomial", std::make_shared<gimli::Replay>(gimli::Binomial(10))},
+  };
+  if (argc != 4 || !ways.count(argv[2])) {
+    std::fprintf(stderr, "gimli_peer FOLDER own|captured|libtorch|replay|binomial THREADS\n");
     return 2;
   }
   const std::string way = argv[2];
   gimli::use_own_operators(way != "libtorch");
-  const gimli::Work work(argv[1]);
-  const gimli::Threads batch(std::min<int64_t>(std::stoll(argv[3]), work.task_count()));
-  if (way == "captured") {
-    gimli::serve(work, gimli::Captured(), batch);
-  } else {
-    gimli::serve(work, gimli::Unroll(), batch);
-  }
+  gimli::serve(gimli::Work(argv[1]), *ways.at(way), std::stoll(argv[3]));
 }

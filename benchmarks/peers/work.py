@@ -1,7 +1,8 @@
 """The works that the peers are measured on: networks, data and settings, written to a folder that every contender reads.
 
-A folder has spec.json and raw little-endian files: parameters.f32 (all initial weights, one after the other), x.f32 and
-xq.f32 (support and query inputs of all tasks), and y, yq as .f32 (regression) or .i64 (classes).
+A folder has spec.json and raw little-endian files: parameters.f32 (all initial weights, one after the other),
+hyperparameters.f32 (likewise, of what is learned besides), x.f32 and xq.f32 (support and query inputs of all tasks), and
+y, yq as .f32 (regression) or .i64 (classes).
 """
 
 import json
@@ -9,29 +10,90 @@ import pathlib
 
 import numpy as np
 
-
-def mlp_shapes(sizes):
-    return [shape for i, o in zip(sizes, sizes[1:]) for shape in ([o, i], [o])]
+# The parameters of a network, in the order in which PyTorch registers them: the kind and shape of each.
 
 
-def conv4_shapes(hidden, ways):
-    shapes = []
-    for channels in (1, hidden, hidden, hidden):
-        shapes += [[hidden, channels, 3, 3], [hidden], [hidden], [hidden]]
-    return shapes + [[ways, hidden], [ways]]
+def linear(inputs, outputs):
+    return [("weight", [outputs, inputs]), ("bias", [outputs])]
 
 
-def initial(shapes, rng):
-    """Uniform within 1 / sqrt(fan in), as torch.nn begins. A vector is the bias of the matrix or kernel before it; two
-    more are a normalization's weight and bias, 1 and 0."""
-    values, fan_in, vectors = [], 1, 0
-    for shape in shapes:
-        if len(shape) > 1:
-            fan_in, vectors = int(np.prod(shape[1:])), 0
-        else:
-            vectors += 1
-        values.append(np.full(shape, float(vectors == 2)) if vectors > 1 else rng.uniform(-1, 1, shape) / np.sqrt(fan_in))
+def convolution(inputs, outputs, size):
+    return [("weight", [outputs, inputs, size, size])]
+
+
+def norm(channels):
+    return [("scale", [channels]), ("shift", [channels])]
+
+
+def mlp(work):
+    sizes = work["sizes"]
+    return [p for inputs, outputs in zip(sizes, sizes[1:]) for p in linear(inputs, outputs)]
+
+
+def conv4(work):
+    hidden, channels, parameters = work["hidden"], 1, []
+    for _ in range(4):
+        parameters += convolution(channels, hidden, 3) + [("bias", [hidden])] + norm(hidden)
+        channels = hidden
+    return parameters + linear(hidden, work["ways"])
+
+
+def resnet12(work):
+    channels, parameters = work["example"][0], []
+    for width in work["widths"]:
+        for inputs in (channels, width, width):
+            parameters += convolution(inputs, width, 3) + norm(width)
+        parameters += convolution(channels, width, 1) + norm(width)
+        channels = width
+    return parameters + linear(channels, work["ways"])
+
+
+def densenet(work):
+    growth, channels = work["growth"], 2 * work["growth"]
+    parameters = convolution(work["example"][0], channels, 3)
+    for block in range(3):
+        if block > 0:
+            parameters += norm(channels) + convolution(channels, channels // 2, 1)
+            channels //= 2
+        for _ in range(work["layers"]):
+            parameters += norm(channels) + convolution(channels, 4 * growth, 1)
+            parameters += norm(4 * growth) + convolution(4 * growth, growth, 3)
+            channels += growth
+    return parameters + norm(channels) + linear(channels, work["ways"])
+
+
+def transformer(work):
+    width = work["example"][1]
+    layer = linear(width, 3 * width) + linear(width, width)  # of attention: its inputs, its output
+    layer += linear(width, 2 * width) + linear(2 * width, width) + norm(width) + norm(width)
+    return work["layers"] * layer + linear(width, work["ways"])
+
+
+def initial(parameters, rng):
+    """Uniform within 1 / sqrt(fan in), as torch.nn begins; a normalization's scale and shift are 1 and 0."""
+    values, fan_in = [], 1
+    for kind, shape in parameters:
+        if kind == "weight":
+            fan_in = np.prod(shape[1:])
+        random = kind in ("weight", "bias")
+        values.append(rng.uniform(-1, 1, shape) / np.sqrt(fan_in) if random else np.full(shape, float(kind == "scale")))
     return values
+
+
+def hyperparameters(work, tensors, rng):
+    """What is learned besides the initial weights: logarithms of a rate or of a penalty for each tensor, or the weights
+    of the inner optimizer."""
+    around = lambda value: np.log(value) + 0.1 * rng.standard_normal(tensors)
+    if work["learned"] == "rates":
+        return [around(work["lr"])]
+    if work["learned"] == "penalties":
+        return [around(work["penalty"])]
+    if work["learned"] == "optimizer":
+        hidden, shapes = work["hidden"], []
+        for inputs in (2, hidden):
+            shapes += [[4 * hidden, inputs], [4 * hidden, hidden], [4 * hidden], [4 * hidden]]
+        return [rng.uniform(-1, 1, shape) / np.sqrt(hidden) for shape in shapes + [[1, hidden], [1]]]
+    return []
 
 
 def sinusoids(tasks, shots, rng):
@@ -41,28 +103,36 @@ def sinusoids(tasks, shots, rng):
     return x, amplitude * np.sin(x - phase)
 
 
-def images(tasks, ways, shots, rng):
-    """Strokes of white on black in 28 x 28 pixels, a class in each group of `shots`."""
-    x = rng.uniform(0, 1, (tasks, ways * shots, 1, 28, 28)) > 0.8
-    return x.astype(float), np.tile(np.repeat(np.arange(ways), shots), (tasks, 1))
+def examples(work, shots, rng):
+    """Classes in groups of `shots`: images of conv4 are white dots on black, others noise about a pattern of the class."""
+    y = np.tile(np.repeat(np.arange(work["ways"]), shots), (work["tasks"], 1))
+    x = rng.standard_normal((*y.shape, *work["example"]))
+    if work["network"] == "conv4":
+        return (x > 0.8).astype(float), y
+    return x + work["patterns"][y], y
 
 
 def write(folder, work):
     """Writes the inputs of a work, as WORKS has it, and returns its spec."""
-    rng = np.random.default_rng(work.get("seed", 1))
+    rng = np.random.default_rng(1)
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     spec = dict(work)
-    spec["shapes"] = mlp_shapes(work["sizes"]) if work["network"] == "mlp" else conv4_shapes(work["hidden"], work["ways"])
-    values = initial(spec["shapes"], rng)
-    np.concatenate([v.ravel() for v in values]).astype("<f4").tofile(folder / "parameters.f32")
+    parameters = NETWORKS[work["network"]](work)
+    spec["shapes"] = [shape for _, shape in parameters]
+    learned = hyperparameters(work, len(parameters), rng)
+    spec["hyperparameter_shapes"] = [list(values.shape) for values in learned]
+    for name, values in (("parameters", initial(parameters, rng)), ("hyperparameters", learned)):
+        np.concatenate([np.empty(0), *(v.ravel() for v in values)]).astype("<f4").tofile(folder / f"{name}.f32")
+    if "ways" in work:
+        work = dict(work, patterns=0.5 * rng.standard_normal((work["ways"], *work["example"])))
     for x_name, y_name, count in (("x", "y", work["shots"]), ("xq", "yq", work["queries"])):
-        if work["network"] == "mlp":
+        if "ways" in work:
+            x, y = examples(work, count, rng)
+            y.astype("<i8").tofile(folder / f"{y_name}.i64")
+        else:
             x, y = sinusoids(work["tasks"], count, rng)
             y.astype("<f4").tofile(folder / f"{y_name}.f32")
-        else:
-            x, y = images(work["tasks"], work["ways"], count, rng)
-            y.astype("<i8").tofile(folder / f"{y_name}.i64")
         x.astype("<f4").tofile(folder / f"{x_name}.f32")
         spec[f"{x_name}_shape"], spec[f"{y_name}_shape"] = list(x.shape), list(y.shape)
     (folder / "spec.json").write_text(json.dumps(spec))
@@ -70,21 +140,25 @@ def write(folder, work):
 
 
 def read(folder):
-    """The spec, the initial weights, and x, y, xq, yq of all tasks, as NumPy arrays."""
+    """The spec, the initial weights, the hyperparameters, and x, y, xq, yq of all tasks, as NumPy arrays."""
     folder = pathlib.Path(folder)
     spec = json.loads((folder / "spec.json").read_text())
-    flat, parameters, at = np.fromfile(folder / "parameters.f32", "<f4"), [], 0
-    for shape in spec["shapes"]:
-        count = int(np.prod(shape))
-        parameters.append(flat[at : at + count].reshape(shape))
-        at += count
+
+    def arrays(name, shapes):
+        ends = np.cumsum([np.prod(shape, dtype=int) for shape in shapes])
+        return [part.reshape(shape) for part, shape in zip(np.split(np.fromfile(folder / name, "<f4"), ends), shapes)]
+
     data = {}
     for name in ("x", "y", "xq", "yq"):
         file = folder / f"{name}.f32"
         kind = "<f4" if file.exists() else "<i8"
         file = file if file.exists() else folder / f"{name}.i64"
         data[name] = np.fromfile(file, kind).reshape(spec[f"{name}_shape"])
-    return spec, parameters, data
+    return (spec, arrays("parameters.f32", spec["shapes"]),
+            arrays("hyperparameters.f32", spec["hyperparameter_shapes"]), data)
+
+
+NETWORKS = {"mlp": mlp, "conv4": conv4, "resnet12": resnet12, "densenet": densenet, "transformer": transformer}
 
 
 def sinusoid(steps, tasks):
@@ -92,13 +166,34 @@ def sinusoid(steps, tasks):
             "tasks": tasks, "shots": 10, "queries": 10, "optimizer": "sgd", "lr": 0.01}
 
 
-def conv4(ways, shots, optimizer):
+def omniglot(ways, shots, optimizer):
     return {"name": f"conv4-64, {ways}-way {shots}-shot, {optimizer}", "network": "conv4", "hidden": 64, "ways": ways,
-            "steps": 5, "tasks": 8, "shots": shots, "queries": 1, "optimizer": optimizer,
+            "example": [1, 28, 28], "steps": 5, "tasks": 8, "shots": shots, "queries": 1, "optimizer": optimizer,
             "lr": 0.01 if optimizer == "sgd" else 0.001}
+
+
+def learned_optimizer(steps):
+    return {"name": f"learned LSTM optimizer, {steps} steps", "network": "mlp", "sizes": [20, 32, 5], "ways": 5,
+            "example": [20], "steps": steps, "tasks": 1, "shots": 10, "queries": 10, "optimizer": "lstm", "lr": 0.1,
+            "learned": "optimizer", "hidden": 20}
 
 
 WORKS = {
     "a": [sinusoid(steps, tasks) for steps in (1, 5, 10) for tasks in (1, 4, 25)],
-    "b": [conv4(ways, shots, optimizer) for ways, shots in ((5, 1), (20, 5)) for optimizer in ("sgd", "adam")],
+    "b": [omniglot(ways, shots, optimizer) for ways, shots in ((5, 1), (20, 5)) for optimizer in ("sgd", "adam")],
+    "c": [{"name": "ResNet-12, 84x84, 5-way 1-shot", "network": "resnet12", "widths": [64, 128, 256, 512], "ways": 5,
+           "example": [3, 84, 84], "steps": 5, "tasks": 2, "shots": 1, "queries": 1, "optimizer": "sgd", "lr": 0.01}],
+    "d": [{"name": "DenseNet-BC-100-12, learned rates", "network": "densenet", "growth": 12, "layers": 16, "ways": 4,
+           "example": [3, 32, 32], "steps": 15, "tasks": 1, "shots": 1, "queries": 1, "optimizer": "sgd", "lr": 0.01,
+           "learned": "rates"}],
+    "e": [{"name": "transformer of 4 layers, 16 steps", "network": "transformer", "layers": 4, "heads": 4, "ways": 4,
+           "example": [64, 32], "steps": 16, "tasks": 1, "shots": 4, "queries": 4, "optimizer": "sgd", "lr": 0.05,
+           "strategies": ["replay"]}],
+    "f": [{"name": "penalties of an MLP, 1,000 steps", "network": "mlp", "sizes": [20, 32, 5], "ways": 5,
+           "example": [20], "steps": 1000, "tasks": 1, "shots": 10, "queries": 10, "optimizer": "sgd", "lr": 0.1,
+           "learned": "penalties", "penalty": 0.001, "strategies": ["binomial"]}],
+    "g": [learned_optimizer(steps) for steps in (20, 100)],
 }
+for each in sum(WORKS.values(), []):
+    each.setdefault("learned", None)
+    each.setdefault("strategies", [])

@@ -36,7 +36,7 @@ class Contender:
     def __init__(self, name, command, arguments):
         self.name = name
         self.limits = arguments
-        self.milliseconds, self.threads = [], arguments.threads
+        self.repetitions, self.milliseconds = {}, {}  # of each number of threads that it is measured with
         environment = dict(os.environ, OMP_NUM_THREADS=str(arguments.threads), PYTHONWARNINGS="ignore")
         self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen([str(c) for c in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -73,20 +73,24 @@ class Contender:
         return np.fromfile(file, "<f4").astype(float)
 
     def prepare(self):
-        """Takes one thread instead where that is faster, and so many meta-gradients a round as it has time for."""
-        once = self.ask("measure 1")[0]
-        repetitions = 3 if once < 500 else 1
-        least = min(self.ask(f"measure {repetitions}"))
-        if self.threads > 1 and once < 5000 and self.ask("threads 1"):
-            alone = min(self.ask(f"measure {repetitions}"))
-            if alone < least:
-                self.threads, least = 1, alone
-            else:
-                self.ask(f"threads {self.threads}")
-        self.repetitions = max(1, min(50, int(self.limits.round_ms / least)))
+        """Tries one thread too, and keeps a number of threads unless another one takes less than half of its time."""
+        least = {}
+        for threads in dict.fromkeys((self.limits.threads, 1)):
+            if not least or (least[self.limits.threads] < 5000 and self.ask(f"threads {threads}")):
+                least[threads] = min(self.ask("measure 1") + self.ask("measure 1"))
+        for threads, milliseconds in least.items():
+            if milliseconds < 2 * min(least.values()):
+                self.repetitions[threads] = max(1, min(50, int(self.limits.round_ms / milliseconds)))
+                self.milliseconds[threads] = []
 
     def measure(self):
-        self.milliseconds += self.ask(f"measure {self.repetitions}")
+        for threads, count in self.repetitions.items():
+            self.ask(f"threads {threads}")
+            self.milliseconds[threads] += self.ask(f"measure {count}")
+
+    def best(self):
+        """The number of threads with which it was fastest, and the milliseconds."""
+        return min(self.milliseconds.items(), key=lambda item: min(item[1]))
 
     def stop(self):
         self.process.kill()
@@ -146,9 +150,9 @@ def run(spec, folder, arguments):
                     attempt(contender.name, contender.measure)
         ours = gradients["gimli"]
         for contender in alive():
-            rows.append({"work": spec["name"], "contender": contender.name, "min_ms": min(contender.milliseconds),
-                         "median_ms": statistics.median(contender.milliseconds), "times": len(contender.milliseconds),
-                         "threads": contender.threads, "peak_bytes": contender.ask("peak"), **contender.counted,
+            threads, milliseconds = contender.best()
+            rows.append({"work": spec["name"], "contender": contender.name, "min_ms": min(milliseconds),
+                         "median_ms": statistics.median(milliseconds), "times": len(milliseconds), "threads": threads, "peak_bytes": contender.ask("peak"), **contender.counted,
                          "difference": np.linalg.norm(gradients[contender.name] - ours) / np.linalg.norm(ours)})
     finally:
         for contender in everyone:
@@ -181,9 +185,9 @@ def main():
     parser.add_argument("--seconds", type=float, default=20, help="after which a work begins no other round (default: %(default)s)")
     parser.add_argument("--round-ms", type=float, default=300, help="milliseconds of a contender in a round (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="threads of each, or one if that is faster (default: %(default)s)")
-    parser.add_argument("--limit", type=float, default=60, help="seconds for a meta-gradient, compilation included (default: %(default)s)")
+    parser.add_argument("--limit", type=float, default=120, help="seconds for a meta-gradient, compilation included (default: %(default)s)")
     parser.add_argument("--limit-gb", type=float, default=12, help="memory for a contender (default: %(default)s)")
-    parser.add_argument("--out", help="a file for the results as JSON, from which report.py makes a page and a plot")
+    parser.add_argument("--out", help="a file for the results, as in results.json; results.md and results.png go beside it")
     arguments = parser.parse_args()
 
     cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "")
@@ -201,7 +205,7 @@ def main():
             results["rows"] += rows
             print("\n" + report.table(rows, results["flops_per_second"]), flush=True)
             if arguments.out:
-                pathlib.Path(arguments.out).write_text(json.dumps(results, indent=1) + "\n")
+                report.write(results, arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""The results of compare.py in words."""
+"""The results of compare.py as tables and a plot."""
+
+import itertools
+import json
+import pathlib
 
 
 def heading(results):
@@ -32,3 +36,50 @@ def table(rows, flops_per_second):
         lines.append(f"| {row['contender']} | " + " | ".join(cells) + " |")
     remarks = [f"{row['contender']}: {row['remark']}." for row in rows if row.get("remark")]
     return "\n".join(lines + ["", *remarks] if remarks else lines)
+
+
+def works_of(results):
+    return [(name, list(rows)) for name, rows in itertools.groupby(results["rows"], lambda row: row["work"])]
+
+
+def plot(results, file):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    works = works_of(results)
+    contenders = list(dict.fromkeys(row["contender"] for row in results["rows"]))
+    figure, axes = pyplot.subplots(1, 2, sharey=True, figsize=(15, 1.6 + 0.42 * len(works)), layout="constrained")
+    for axis, field, scale, title in ((axes[0], "min_ms", 1, "milliseconds of a meta-gradient (least)"),
+                                      (axes[1], "peak_bytes", 1e-6, "peak memory, MB")):
+        for i, contender in enumerate(contenders):
+            points = [(row[field] * scale, at) for at, (_, rows) in enumerate(works) for row in rows
+                      if row["contender"] == contender and field in row]
+            ours, color = contender.startswith("gimli"), f"C{i % 10}"
+            axis.scatter([x for x, _ in points], [at for _, at in points], marker="oDs^vPX<>*hp"[i % 12], s=50,
+                         zorder=3 if ours else 2, facecolors=color if ours else "none", edgecolors=color, label=contender)
+        axis.set_xscale("log")
+        axis.set_title(title, fontsize=11)
+        axis.grid(axis="x", which="major", color="#dddddd")
+        for at in range(len(works)):
+            axis.axhspan(at - 0.5, at + 0.5, color="#f5f5f5" if at % 2 else "white", zorder=0)
+    floors = [(floor_ms(rows, results["flops_per_second"]), at) for at, (_, rows) in enumerate(works)]
+    floors = [(floor, at) for floor, at in floors if floor]
+    axes[0].scatter([x for x, _ in floors], [at for _, at in floors], marker="|", s=160, color="black",
+                    label="arithmetic floor")
+    axes[0].set_yticks(range(len(works)), [name for name, _ in works])
+    axes[0].set_ylim(len(works) - 0.5, -0.5)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    figure.savefig(file, dpi=110)
+
+
+def write(results, file):
+    """Writes the results, and a page and a plot beside them."""
+    file, picture = pathlib.Path(file), pathlib.Path(file).with_suffix(".png")
+    file.write_text(json.dumps(results, indent=1) + "\n")
+    plot(results, picture)
+    tables = [table(rows, results["flops_per_second"]) for _, rows in works_of(results)]
+    page = ["# gimli beside its peers", heading(results) + ".", f"![Time and peak memory of each work]({picture.name})",
+            "Printed by `benchmarks/peers/run.sh`; [README.md](README.md) says what the works and the columns are.", *tables]
+    file.with_suffix(".md").write_text("\n\n".join(page) + "\n")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # gimli beside its peers from PyPI on the same works, in one run: benchmarks/peers/run.sh [options of compare.py], as in
-# benchmarks/peers/run.sh --works a --match "5 steps". Makes a Python environment with the peers of requirements.txt in
-# build/peers.
+# benchmarks/peers/run.sh --works a --match "5 steps"; README.md has more. Makes a Python environment with the peers of
+# requirements.txt in build/peers.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../cmake/build.sh"
 

@@ -161,9 +161,14 @@ def read(folder):
 NETWORKS = {"mlp": mlp, "conv4": conv4, "resnet12": resnet12, "densenet": densenet, "transformer": transformer}
 
 
+def counted(count, noun):
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def sinusoid(steps, tasks):
-    return {"name": f"sinusoid, {steps} steps, {tasks} tasks", "network": "mlp", "sizes": [1, 40, 40, 1], "steps": steps,
-            "tasks": tasks, "shots": 10, "queries": 10, "optimizer": "sgd", "lr": 0.01}
+    return {"name": f"sinusoid, {counted(steps, 'step')}, {counted(tasks, 'task')}", "network": "mlp",
+            "sizes": [1, 40, 40, 1], "steps": steps, "tasks": tasks, "shots": 10, "queries": 10, "optimizer": "sgd",
+            "lr": 0.01}
 
 
 def omniglot(ways, shots, optimizer):

@@ -102,7 +102,13 @@ struct Loop {
   void run() const { kernel(*this); }
 };
 
-/// The most bytes of a matrix B whose columns do not lie next to one another.
+/// Whether a product takes rows of A with columns of B as they lie: few, whose summands lie next to one another.
+inline bool has_dot_products(const Loop& product) {
+  const auto& [c, a, b, d, e] = product.at;
+  return product.size[1] <= 2 && a.stride[2] == 1 && b.stride[1] == 1;
+}
+
+/// The most bytes of a matrix B, of other products, whose columns do not lie next to one another.
 constexpr int64_t kPackedBytes = 1 << 16;
 
 /// The kernel for this processor.

@@ -8,19 +8,20 @@
 #include <limits>
 #include <unordered_map>
 
-#include "gimli/processor.h"
-
 namespace gimli::tracing {
 namespace {
 
 using c10::IValue;
 
-/// Elements of a tensor up to which own kernels take it: beyond, libtorch uses several threads.
-constexpr int64_t kMostElements = at::internal::GRAIN_SIZE;
+/// Elements of a tensor and multiplications of a product up to which own kernels take them: beyond, libtorch uses
+/// several threads, where it has them.
+int64_t most_elements() {
+  return at::get_num_threads() == 1 ? std::numeric_limits<int32_t>::max() : at::internal::GRAIN_SIZE;
+}
+int64_t most_multiplications() { return 32 * most_elements(); }
 
-/// Multiplications of a product up to which own kernels, which do not divide it into blocks for caches, are as fast as a
-/// library for large matrices: a million with registers of 64 bytes.
-int64_t most_multiplications() { return (int64_t(1) << 14) * register_bytes(); }
+/// Of a matrix that each block of rows is multiplied with, as a cache next to a core holds it.
+constexpr int64_t kMostBytes = 1 << 18;
 
 // ---------------------------------------------------------------- loops
 
@@ -51,14 +52,15 @@ std::vector<Dimension> joined(const std::vector<Dimension>& dimensions) {
 /// How far apart the elements of a tensor are in each of `count` dimensions it is broadcast to.
 std::vector<int64_t> broadcast_strides(const Geometry& tensor, size_t count) {
   std::vector<int64_t> strides(count, 0);
-  const auto first = count - tensor.sizes.size();
-  for (size_t d = 0; d < tensor.sizes.size(); ++d) strides[first + d] = tensor.sizes[d] == 1 ? 0 : tensor.strides[d];
+  const auto first = count - tensor.sizes().size();
+  for (size_t d = 0; d < tensor.sizes().size(); ++d)
+    strides[first + d] = tensor.sizes()[d] == 1 ? 0 : tensor.strides()[d];
   return strides;
 }
 
 int64_t count_of(const Geometry& tensor) {
   int64_t count = 1;
-  for (const auto size : tensor.sizes) count *= size;
+  for (const auto size : tensor.sizes()) count *= size;
   return count;
 }
 
@@ -80,9 +82,9 @@ std::optional<Loop> with(Loop loop, const std::vector<Dimension>& dimensions) {
 
 std::optional<Loop> pointwise_loop(const Instruction& instruction, Loop loop) {
   const auto& result = instruction.results[0];
-  const auto count = result.sizes.size();
+  const auto count = result.sizes().size();
   std::vector<Dimension> dimensions;
-  for (size_t d = 0; d < count; ++d) dimensions.push_back({result.sizes[d], {result.strides[d]}});
+  for (size_t d = 0; d < count; ++d) dimensions.push_back({result.sizes()[d], {result.strides()[d]}});
   for (const auto& place : instruction.places) {
     const auto strides = broadcast_strides(place.geometry, count);
     for (size_t d = 0; d < count; ++d) dimensions[d].stride[place.argument] = strides[d];
@@ -96,9 +98,9 @@ std::optional<Loop> pointwise_loop(const Instruction& instruction, Loop loop) {
 std::optional<Loop> row_loop(const Instruction& instruction, Loop loop) {
   const auto& result = instruction.results[0];
   std::vector<Dimension> dimensions;
-  for (size_t d = 0; d < result.sizes.size(); ++d) {
-    dimensions.push_back({result.sizes[d], {result.strides[d]}});
-    for (const auto& place : instruction.places) dimensions[d].stride[place.argument] = place.geometry.strides[d];
+  for (size_t d = 0; d < result.sizes().size(); ++d) {
+    dimensions.push_back({result.sizes()[d], {result.strides()[d]}});
+    for (const auto& place : instruction.places) dimensions[d].stride[place.argument] = place.geometry.strides()[d];
   }
   const auto row = dimensions.back();
   for (size_t k = 0; k <= instruction.places.size(); ++k) {
@@ -115,16 +117,16 @@ std::optional<Loop> reduction_loop(const Instruction& instruction, Loop loop) {
   const auto& is_reduced = instruction.own->is_reduced;
   const auto& result = instruction.results[0];
   const auto count = is_reduced.size();
-  const bool keeps = result.sizes.size() == count;
+  const bool keeps = result.sizes().size() == count;
   std::vector<Dimension> kept, reduced;
-  const auto& sizes = instruction.places[0].geometry.sizes;
+  const auto& sizes = instruction.places[0].geometry.sizes();
   size_t next = 0;
   for (size_t d = 0; d < count; ++d) {
     Dimension dimension{sizes[d]};
     for (const auto& place : instruction.places) {
       dimension.stride[place.argument] = broadcast_strides(place.geometry, count)[d];
     }
-    if (!is_reduced[d]) dimension.stride[0] = result.strides[keeps ? d : next];
+    if (!is_reduced[d]) dimension.stride[0] = result.strides()[keeps ? d : next];
     next += !is_reduced[d];
     (is_reduced[d] ? reduced : kept).push_back(dimension);
   }
@@ -140,7 +142,7 @@ std::optional<Loop> reduction_loop(const Instruction& instruction, Loop loop) {
 }
 
 std::optional<Loop> product_loop(const Instruction& instruction, Loop loop) {
-  const auto& sizes = instruction.results[0].sizes;
+  const auto& sizes = instruction.results[0].sizes();
   const auto count = sizes.size();
   const auto lay = [&](size_t k, const Geometry& matrix) {
     const auto strides = broadcast_strides(matrix, count);
@@ -150,14 +152,16 @@ std::optional<Loop> product_loop(const Instruction& instruction, Loop loop) {
   int64_t summands = 0;
   for (const auto& place : instruction.places) {
     lay(place.argument, place.geometry);
-    if (place.argument == 1) summands = place.geometry.sizes.back();
+    if (place.argument == 1) summands = place.geometry.sizes().back();
   }
   for (size_t d = 0; d < count; ++d) loop.size[3 - count + d] = static_cast<int32_t>(sizes[d]);
   loop.size[3] = static_cast<int32_t>(summands);
 
-  const auto columns = sizes.back(), size = static_cast<int64_t>(at::elementSize(instruction.results[0].type));
+  const auto columns = sizes.back(), size = static_cast<int64_t>(at::elementSize(instruction.results[0].type()));
   if (columns > 1 && loop.at[0].stride[2] != 1) return std::nullopt;
-  if (columns > 1 && loop.at[2].stride[2] != 1 && summands * columns * size > kPackedBytes) return std::nullopt;
+  if (columns > 1 && loop.at[2].stride[2] != 1 && !has_dot_products(loop) && summands * columns * size > kPackedBytes) {
+    return std::nullopt;
+  }
   return loop;
 }
 
@@ -194,17 +198,18 @@ class Call final {
   /// An own operation on these arguments.
   Lowered own(Operation operation, const std::vector<size_t>& operands, double p = 1) const {
     const auto& result = instruction_.results[0];
-    if (result.type != at::kFloat && result.type != at::kDouble) return std::nullopt;
-    if (count_of(result) > kMostElements) return std::nullopt;
+    if (result.type() != at::kFloat && result.type() != at::kDouble) return std::nullopt;
+    if (count_of(result) > most_elements()) return std::nullopt;
     Instruction own{
         .kind = Instruction::loops, .results = {result}, .own = OwnOperation{.operation = operation, .p = p}};
     size_t to = 0;
     for (const auto i : operands) {
       ++to;
       if (const auto* operand = tensor(i)) {
-        const bool is_number = count_of(*operand) == 1 && (operand->type == at::kFloat || operand->type == at::kDouble);
-        if (operand->type != result.type && !(is_number && operation < Operation::softmax)) return std::nullopt;
-        if (count_of(*operand) > kMostElements) return std::nullopt;
+        const bool is_number =
+            count_of(*operand) == 1 && (operand->type() == at::kFloat || operand->type() == at::kDouble);
+        if (operand->type() != result.type() && !(is_number && operation < Operation::softmax)) return std::nullopt;
+        if (count_of(*operand) > most_elements()) return std::nullopt;
         own.places.push_back({to, -1, *operand});
       } else if (const auto value = number(i)) {
         own.own->numbers.emplace_back(to, *value);
@@ -219,9 +224,9 @@ class Call final {
   Lowered reduction(Operation operation, const std::vector<size_t>& operands, bool is_mean) const {
     auto own = this->own(operation, operands);
     if (!own || !own->own->numbers.empty()) return std::nullopt;
-    const auto& sizes = own->places[0].geometry.sizes;
+    const auto& sizes = own->places[0].geometry.sizes();
     for (const auto& place : own->places) {
-      if (place.geometry.sizes != sizes) return std::nullopt;
+      if (place.geometry.sizes() != sizes) return std::nullopt;
     }
     const auto count = static_cast<int64_t>(sizes.size());
     auto& is_reduced = own->own->is_reduced;
@@ -240,11 +245,11 @@ class Call final {
   Lowered row(Operation operation, const std::vector<size_t>& operands, size_t dimension) const {
     auto own = this->own(operation, operands);
     if (!own || !own->own->numbers.empty()) return std::nullopt;
-    const auto& sizes = own->results[0].sizes;
+    const auto& sizes = own->results[0].sizes();
     const auto count = static_cast<int64_t>(sizes.size()), d = (*this)[dimension].toInt();
     if (count == 0 || (d != -1 && d != count - 1)) return std::nullopt;
     for (const auto& place : own->places) {
-      if (place.geometry.sizes != sizes) return std::nullopt;
+      if (place.geometry.sizes() != sizes) return std::nullopt;
     }
     return own;
   }
@@ -253,7 +258,8 @@ class Call final {
   Lowered product(size_t a, size_t b, std::optional<size_t> d = {}, double p = 1, double q = 1) const {
     auto own = this->own(Operation::product, d && q != 0 ? std::vector{a, b, *d} : std::vector{a, b}, p);
     if (!own || !own->own->numbers.empty()) return std::nullopt;
-    if (count_of(own->results[0]) * own->places[0].geometry.sizes.back() > most_multiplications()) return std::nullopt;
+    if (count_of(own->results[0]) * own->places[0].geometry.sizes().back() > most_multiplications())
+      return std::nullopt;
     own->own->q = q;
     return own;
   }
@@ -304,6 +310,7 @@ Lowered multiplied(const Call& call) {
 
 Lowered power(const Call& call) {
   const auto exponent = call.tensor(0) ? call.number(1) : std::nullopt;
+  if (exponent == 0.) return call.own(Operation::fill, {});
   for (const auto& [number, operation] : {std::pair(2., Operation::square),
                                           {3., Operation::cube},
                                           {1., Operation::copy},
@@ -415,39 +422,40 @@ std::optional<Instruction> lowered(const Instruction& instruction) {
   return own && loop_of(*own) ? own : std::nullopt;
 }
 
-Geometry transposed(Geometry matrix) {
-  if (matrix.sizes.size() == 1) {  // a row, added to each
-    matrix.sizes.insert(matrix.sizes.begin(), 1);
-    matrix.strides.insert(matrix.strides.begin(), 0);
+Geometry transposed(const Geometry& matrix) {
+  auto layout = *matrix.layout;
+  if (layout.sizes.size() == 1) {  // a row, added to each
+    layout.sizes.insert(layout.sizes.begin(), 1);
+    layout.strides.insert(layout.strides.begin(), 0);
   }
-  if (const auto count = matrix.sizes.size(); count > 1) {
-    std::swap(matrix.sizes[count - 2], matrix.sizes[count - 1]);
-    std::swap(matrix.strides[count - 2], matrix.strides[count - 1]);
+  if (const auto count = layout.sizes.size(); count > 1) {
+    std::swap(layout.sizes[count - 2], layout.sizes[count - 1]);
+    std::swap(layout.strides[count - 2], layout.strides[count - 1]);
   }
-  return matrix;
+  return {matrix.slot, std::make_shared<const Layout>(std::move(layout))};
 }
 
 Instruction turned(Instruction product) {
   for (auto& place : product.places) {
-    place.geometry = transposed(std::move(place.geometry));
+    place.geometry = transposed(place.geometry);
     if (place.argument == 1 || place.argument == 2) place.argument = 3 - place.argument;
   }
-  product.results[0] = transposed(std::move(product.results[0]));
+  product.results[0] = transposed(product.results[0]);
   return product;
 }
 
 Instruction oriented(Instruction product) {
   const auto& c = product.results[0];
-  const auto rows = c.sizes[c.sizes.size() - 2], columns = c.sizes.back();
-  return columns == 1 || (c.strides.back() != 1 && rows > 1) ? turned(std::move(product)) : product;
+  const auto rows = c.sizes()[c.sizes().size() - 2], columns = c.sizes().back();
+  return columns == 1 || (c.strides().back() != 1 && rows > 1) ? turned(std::move(product)) : product;
 }
 
 std::optional<Loop> loop_of(const Instruction& instruction) {
   const auto& own = *instruction.own;
-  const auto type = instruction.results[0].type;
+  const auto type = instruction.results[0].type();
   Loop loop{
       .kernel = loop_kernel(own.operation, type == at::kDouble), .p = own.p, .q = own.q, .epilogue = own.epilogue};
-  for (const auto& place : instruction.places) loop.at[place.argument].is_other = place.geometry.type != type;
+  for (const auto& place : instruction.places) loop.at[place.argument].is_other = place.geometry.type() != type;
   for (const auto& [operand, number] : own.numbers) loop.at[operand].is_other = type != at::kDouble;
   if (own.operation == Operation::product) return product_loop(instruction, loop);
   if (own.operation < Operation::softmax) return pointwise_loop(instruction, loop);

@@ -11,7 +11,7 @@ std::optional<Instruction> lowered(const Instruction& instruction);
 /// The product C = p A B + q D as C^T = p B^T A^T + q D^T, and that of both whose columns lie next to one another in C.
 Instruction turned(Instruction product);
 Instruction oriented(Instruction product);
-Geometry transposed(Geometry matrix);
+Geometry transposed(const Geometry& matrix);
 
 /// The loop that does what an instruction with an own operation says, without addresses, if three loops are enough.
 std::optional<Loop> loop_of(const Instruction& instruction);

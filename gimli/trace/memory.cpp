@@ -74,18 +74,19 @@ void Memory::bind_arguments(Step& step) const {
 }
 
 void* Memory::address(const Geometry& geometry) const {
-  const auto offset = geometry.offset * static_cast<int64_t>(at::elementSize(geometry.type));
+  const auto offset = geometry.offset() * static_cast<int64_t>(at::elementSize(geometry.type()));
   if (auto* base = bases_[geometry.slot]) return base + offset;
   return static_cast<char*>(program_.slots[geometry.slot].owner.storage().mutable_data()) + offset;
 }
 
 at::Tensor Memory::tensor(const Geometry& geometry) const {
-  const auto& [slot, sizes, strides, offset, type] = geometry;
-  if (!bases_[slot]) {
-    const auto& owner = program_.slots[slot].owner;
-    return at::empty({0}, owner.options().dtype(type)).set_(owner.storage(), offset, sizes, strides);
+  const auto& layout = *geometry.layout;
+  if (!bases_[geometry.slot]) {
+    const auto& owner = program_.slots[geometry.slot].owner;
+    return at::empty({0}, owner.options().dtype(layout.type))
+        .set_(owner.storage(), layout.offset, layout.sizes, layout.strides);
   }
-  return at::from_blob(address(geometry), sizes, strides, at::TensorOptions(type));
+  return at::from_blob(address(geometry), layout.sizes, layout.strides, at::TensorOptions(layout.type));
 }
 
 void Memory::run() {

@@ -181,7 +181,7 @@ void products(const Loop& loop) {
   m.d_row = d.stride[1], m.d_column = d.stride[2], m.e_row = e.stride[1], m.e_column = e.stride[2];
   m.p = static_cast<T>(loop.p), m.q = static_cast<T>(loop.q), m.epilogue = loop.epilogue;
   const bool is_dense = b.stride[2] == 1 || m.columns == 1;
-  const bool dots = !is_dense && m.rows <= 2 && a.stride[2] == 1 && b.stride[1] == 1;
+  const bool dots = !is_dense && has_dot_products(loop);
   alignas(64) T packed[kPackedBytes / sizeof(T)];
   for (int64_t i = 0; i < loop.size[0]; ++i) {
     const auto at = [&](const Operand& operand) { return static_cast<const T*>(operand.data) + i * operand.stride[0]; };

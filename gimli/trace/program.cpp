@@ -1,8 +1,56 @@
 #include "gimli/trace/program.h"
 
 #include <algorithm>
+#include <map>
 
 namespace gimli::tracing {
+namespace {
+
+/// Memory from address 0 on, of which parts are taken and given back.
+class Arena final {
+ public:
+  int64_t bytes() const { return bytes_; }
+
+  /// The smallest gap that is large enough, or what comes last.
+  int64_t take(int64_t size) {
+    auto best = gaps_.end();
+    for (auto gap = gaps_.begin(); gap != gaps_.end(); ++gap) {
+      if (gap->second >= size && (best == gaps_.end() || gap->second < best->second)) best = gap;
+    }
+    if (best == gaps_.end()) {
+      const bool ends_in_gap = !gaps_.empty() && end_of(*gaps_.rbegin()) == bytes_;
+      const auto offset = ends_in_gap ? gaps_.rbegin()->first : bytes_;
+      if (ends_in_gap) gaps_.erase(std::prev(gaps_.end()));
+      bytes_ = offset + size;
+      return offset;
+    }
+    const auto [offset, available] = *best;
+    gaps_.erase(best);
+    if (available > size) gaps_[offset + size] = available - size;
+    return offset;
+  }
+
+  void give_back(int64_t offset, int64_t size) {
+    auto next = gaps_.lower_bound(offset);
+    if (next != gaps_.end() && offset + size == next->first) {
+      size += next->second;
+      next = gaps_.erase(next);
+    }
+    if (next != gaps_.begin() && end_of(*std::prev(next)) == offset) {
+      std::prev(next)->second += size;
+    } else {
+      gaps_[offset] = size;
+    }
+  }
+
+ private:
+  static int64_t end_of(const std::pair<const int64_t, int64_t>& gap) { return gap.first + gap.second; }
+
+  std::map<int64_t, int64_t> gaps_;  ///< sizes by offset; none touches another
+  int64_t bytes_ = 0;
+};
+
+}  // namespace
 
 void Program::lay_out() {
   for (auto& slot : slots) slot.first = slot.last = -1;
@@ -19,27 +67,18 @@ void Program::lay_out() {
     if (output) slots[output->slot].last = end;
   }
 
-  // The largest first, each as low as it can lie.
-  std::vector<Slot*> order;
+  std::vector<std::vector<Slot*>> begun(end + 1), ended(end + 1);
   for (auto& slot : slots) {
-    if (slot.kind == Slot::computed && slot.first >= 0) order.push_back(&slot);
+    if (slot.kind != Slot::computed || slot.first < 0) continue;
+    begun[slot.first].push_back(&slot);
+    ended[slot.last].push_back(&slot);
   }
-  std::stable_sort(order.begin(), order.end(), [](const Slot* a, const Slot* b) { return a->bytes > b->bytes; });
-  std::vector<const Slot*> placed;  // by offset
-  arena_bytes = 0;
-  for (auto* slot : order) {
-    int64_t offset = 0;
-    for (const auto* other : placed) {
-      if (other->last < slot->first || slot->last < other->first) continue;
-      if (offset + slot->bytes <= other->offset) break;
-      offset = std::max(offset, other->offset + other->bytes);
-    }
-    slot->offset = offset;
-    arena_bytes = std::max(arena_bytes, offset + slot->bytes);
-    placed.insert(std::upper_bound(placed.begin(), placed.end(), slot,
-                                   [](const Slot* a, const Slot* b) { return a->offset < b->offset; }),
-                  slot);
+  Arena arena;
+  for (int64_t now = 0; now <= end; ++now) {
+    for (auto* slot : begun[now]) slot->offset = arena.take(slot->bytes);
+    for (const auto* slot : ended[now]) arena.give_back(slot->offset, slot->bytes);
   }
+  arena_bytes = arena.bytes();
 }
 
 }  // namespace gimli::tracing

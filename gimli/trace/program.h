@@ -4,6 +4,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/ivalue.h>
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -14,20 +15,30 @@ namespace gimli::tracing {
 
 constexpr int64_t kAlignment = 64;  ///< of slots, in bytes
 
-/// How a tensor lies in the memory of a slot.
-struct Geometry {
-  size_t slot;
+/// How a tensor lies in some memory.
+struct Layout {
   std::vector<int64_t> sizes, strides;
   int64_t offset;
   at::ScalarType type;
 
-  bool operator==(const Geometry&) const = default;
+  bool operator==(const Layout&) const = default;
+};
+
+/// How a tensor lies in the memory of a slot. Tensors that lie alike share their layout.
+struct Geometry {
+  size_t slot;
+  std::shared_ptr<const Layout> layout;
+
+  const std::vector<int64_t>& sizes() const { return layout->sizes; }
+  const std::vector<int64_t>& strides() const { return layout->strides; }
+  int64_t offset() const { return layout->offset; }
+  at::ScalarType type() const { return layout->type; }
 };
 
 /// Memory that the list's tensors lie in.
 struct Slot {
   enum Kind { computed, copied, shared, constant } kind;
-  at::Tensor owner;  ///< a tensor in it, which keeps it from being used again; of computed ones, only while recording
+  at::Tensor owner;  ///< a tensor in it, of all that is not computed
   int64_t bytes;
   int64_t begin = 0;              ///< in the memory of its owner, in bytes
   int64_t first = -1, last = -1;  ///< instructions between which it is in use

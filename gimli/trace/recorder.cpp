@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/util/hash.h>
 #include <torch/csrc/jit/runtime/operator.h>
 #include <torch/library.h>
 
@@ -96,6 +97,13 @@ bool is_one_of(const c10::OperatorHandle& op, std::initializer_list<const char*>
   return std::find(names.begin(), names.end(), op.schema().name()) != names.end();
 }
 
+/// Whether two arguments are one tensor. nn::MultiheadAttention asks that of its query, key and value.
+bool are_same(const IValue& a, const IValue& b) {
+  return a.isTensor() && b.isTensor() && a.toTensor().is_alias_of(b.toTensor()) &&
+         a.toTensor().storage_offset() == b.toTensor().storage_offset() &&
+         a.toTensor().sizes() == b.toTensor().sizes() && a.toTensor().strides() == b.toTensor().strides();
+}
+
 /// Why a call does the same for other data only if it is made again by the function, or nullptr.
 const char* obstacle(const c10::OperatorHandle& op, const std::vector<IValue>& arguments) {
   if (op.hasTag(at::Tag::nondeterministic_seeded)) return "draws random numbers";
@@ -160,21 +168,19 @@ void Recorder::refuse(const std::string& why) {
 std::unique_ptr<Program> Recorder::finish(const TensorList& outputs) {
   for (const auto& output : outputs) program_->outputs.push_back(output.defined() ? geometry(output) : std::nullopt);
   if (!refusal_.empty()) return nullptr;
-  program_->lay_out();
   for (auto& slot : program_->slots) {
-    if (slot.kind != Slot::computed) continue;
-    if (slot.first < 0) {  // it was filled past operators
-      slot.kind = Slot::constant;
-    } else {
-      slot.owner.reset();
-    }
+    if (slot.kind == Slot::computed && slot.owner.defined())
+      slot.kind = Slot::constant;  // it was filled past operators
   }
+  program_->lay_out();
   return std::move(program_);
 }
 
-void Recorder::add_slot(const at::Tensor& tensor, Slot::Kind kind) {
+void Recorder::add_slot(const at::Tensor& tensor, Slot::Kind kind, bool is_kept) {
   slot_of_[storage_of(tensor)] = program_->slots.size();
-  program_->slots.push_back({kind, tensor.detach(), aligned(static_cast<int64_t>(tensor.storage().nbytes()))});
+  seen_.push_back(tensor.storage().getWeakStorageImpl());
+  program_->slots.push_back(
+      {kind, is_kept ? tensor.detach() : at::Tensor(), aligned(static_cast<int64_t>(tensor.storage().nbytes()))});
 }
 
 /// Of a storage, a slot has what lies between its first input and its last.
@@ -207,14 +213,25 @@ std::optional<Geometry> Recorder::geometry(const at::Tensor& tensor) {
     refuse(c10::str("it reads a tensor of shape ", tensor.sizes(), " that is not among its inputs"));
     return std::nullopt;
   }
-  return Geometry{found->second, tensor.sizes().vec(), tensor.strides().vec(),
-                  tensor.storage_offset() - slot->begin / static_cast<int64_t>(tensor.element_size()),
-                  tensor.scalar_type()};
+  return Geometry{found->second,
+                  shared({tensor.sizes().vec(), tensor.strides().vec(),
+                          tensor.storage_offset() - slot->begin / static_cast<int64_t>(tensor.element_size()),
+                          tensor.scalar_type()})};
+}
+
+std::shared_ptr<const Layout> Recorder::shared(Layout layout) {
+  const auto hash = c10::get_hash(layout.sizes, layout.strides, layout.offset, layout.type);
+  const auto [begin, end] = layouts_.equal_range(hash);
+  for (auto at = begin; at != end; ++at) {
+    if (*at->second == layout) return at->second;
+  }
+  return layouts_.emplace(hash, std::make_shared<const Layout>(std::move(layout)))->second;
 }
 
 void Recorder::add(const c10::OperatorHandle& op, const std::vector<IValue>& arguments,
                    const std::vector<IValue>& returns) {
   const auto& schema = op.schema();
+  if (schema.name() == "aten::equal" && are_same(arguments[0], arguments[1])) return;
   if (const auto* why = obstacle(op, arguments)) return refuse(c10::str("it calls ", schema.name(), ", which ", why));
 
   // Results in memory that is known already are views, or were written in place: then they are arguments too.
@@ -284,18 +301,18 @@ void Recorder::add(const c10::OperatorHandle& op, const std::vector<IValue>& arg
     if (program_->slots[tensor.slot].kind != Slot::computed) {
       return refuse(c10::str("it calls ", schema.name(), ", which writes to one of its inputs"));
     }
+    program_->slots[tensor.slot].owner.reset();
   }
+  const bool is_empty = is_one_of(
+      op, {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided"});
   for (const auto i : fresh) {
-    if (!slot_of_.count(storage_of(results[i]))) add_slot(results[i], Slot::computed);
+    if (!slot_of_.count(storage_of(results[i]))) add_slot(results[i], Slot::computed, is_empty);
     if (auto at = geometry(results[i])) instruction.results.push_back(std::move(*at));
     instruction.returned.push_back(i);
   }
   instruction.results.insert(instruction.results.end(), written.begin(), written.end());
   if (fresh.empty()) instruction.kind = Instruction::writes_in;
-  if (is_one_of(op, {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty",
-                     "aten::new_empty_strided"})) {
-    return;
-  }
+  if (is_empty) return;
   if (is_one_of(op, {"aten::clone", "aten::_to_copy"})) {
     instruction.kind = Instruction::copies;
   } else if (written.empty() && fresh.size() == schema.returns().size() && fresh.size() == results.size()) {

@@ -35,14 +35,18 @@ class Recorder final {
 
  private:
   void refuse(const std::string& why);
-  void add_slot(const at::Tensor& tensor, Slot::Kind kind);
+  /// What is computed is not kept in memory, only its storage's address from being that of another.
+  void add_slot(const at::Tensor& tensor, Slot::Kind kind, bool is_kept = true);
   void add_copied(const at::Tensor& tensor);
   std::optional<Geometry> geometry(const at::Tensor& tensor);
+  std::shared_ptr<const Layout> shared(Layout layout);
   void add(const c10::OperatorHandle& op, const std::vector<c10::IValue>& arguments,
            const std::vector<c10::IValue>& returns);
 
   std::unique_ptr<Program> program_;
   std::unordered_map<const c10::StorageImpl*, size_t> slot_of_;
+  std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> seen_;
+  std::unordered_multimap<size_t, std::shared_ptr<const Layout>> layouts_;  ///< by a hash
   std::string refusal_;
 };
 

@@ -1,7 +1,7 @@
 #include "gimli/trace/simplification.h"
 
 #include <algorithm>
-#include <functional>
+#include <numeric>
 
 #include "gimli/trace/lowering.h"
 
@@ -20,7 +20,7 @@ const Geometry* operand(const Instruction& instruction, size_t k) {
 }
 
 bool lie_alike(const Geometry& a, const Geometry& b) {
-  return a.sizes == b.sizes && a.strides == b.strides && a.type == b.type;
+  return a.sizes() == b.sizes() && a.strides() == b.strides() && a.type() == b.type();
 }
 
 class Simplification final {
@@ -28,6 +28,7 @@ class Simplification final {
   explicit Simplification(Program& program) : program_(program) {}
 
   void run() {
+    rename();
     count();
     for (size_t i = 0; i < program_.instructions.size(); ++i) {
       auto& instruction = program_.instructions[i];
@@ -40,9 +41,33 @@ class Simplification final {
       if (output) follow(*output);
     }
     remove_unread();
+    write_over();
   }
 
  private:
+  /// What is written over as a whole lies in a slot of its own from then on.
+  void rename() {
+    auto& slots = program_.slots;
+    std::vector<size_t> now(slots.size());
+    std::iota(now.begin(), now.end(), 0);
+    std::vector<bool> is_written(slots.size(), false);
+    for (auto& instruction : program_.instructions) {
+      for (auto& place : instruction.places) place.geometry.slot = now[place.geometry.slot];
+      for (auto& result : instruction.results) {
+        const auto slot = result.slot;
+        if (instruction.own && is_written[slot] && slots[slot].kind == Slot::computed && fills_slot(result)) {
+          now[slot] = slots.size();
+          slots.push_back(slots[slot]);
+        }
+        is_written[slot] = true;
+        result.slot = now[slot];
+      }
+    }
+    for (auto& output : program_.outputs) {
+      if (output) output->slot = now[output->slot];
+    }
+  }
+
   /// How often the list writes to and reads from a slot, and where it writes last.
   struct Use {
     int writes = 0, reads = 0;
@@ -78,17 +103,20 @@ class Simplification final {
   }
 
   bool fills_slot(const Geometry& tensor) const {
-    auto bytes = static_cast<int64_t>(at::elementSize(tensor.type));
-    for (const auto size : tensor.sizes) bytes *= size;
-    return tensor.offset == 0 && bytes > program_.slots[tensor.slot].bytes - kAlignment;
+    auto bytes = static_cast<int64_t>(at::elementSize(tensor.type()));
+    for (const auto size : tensor.sizes()) bytes *= size;
+    return tensor.offset() == 0 && bytes > program_.slots[tensor.slot].bytes - kAlignment;
   }
 
   /// A slot that was a copy of another is read there.
   void follow(Geometry& tensor) const {
-    if (const auto& to = moved_to_[tensor.slot]) {
-      tensor.slot = to->slot;
-      tensor.offset += to->offset;
-    }
+    const auto& to = moved_to_[tensor.slot];
+    if (!to) return;
+    tensor.slot = to->slot;
+    if (to->offset() == 0) return;
+    auto layout = *tensor.layout;
+    layout.offset += to->offset();
+    tensor.layout = std::make_shared<const Layout>(std::move(layout));
   }
 
   /// Operands that are filled with a number are that number.
@@ -109,7 +137,7 @@ class Simplification final {
     if ((!adds && !multiplies) || instruction.own->numbers.size() != 1) return;
     const auto [k, number] = instruction.own->numbers[0];
     const auto other = instruction.places[0].geometry;
-    if (number != (adds ? 0 : 1) || other.type != instruction.results[0].type) return;
+    if (number != (adds ? 0 : 1) || other.type() != instruction.results[0].type()) return;
     const auto p = adds && k == 1 ? instruction.own->p : 1;
     instruction.own = OwnOperation{.operation = p == 1 ? Operation::copy : Operation::scale, .p = p};
     instruction.places = {{1, -1, other}};
@@ -123,7 +151,7 @@ class Simplification final {
     if (source(to.slot) != &instruction || !lie_alike(*from, to)) return false;
     use_[from->slot].reads += use_[to.slot].reads - 1;
     use_[to.slot].reads = 0;
-    moved_to_[to.slot] = Geometry{from->slot, {}, {}, from->offset, from->type};
+    moved_to_[to.slot] = *from;
     return true;
   }
 
@@ -136,7 +164,7 @@ class Simplification final {
       if (!is_written_once(place.geometry.slot)) return std::nullopt;
     }
     const auto& result = product->results[0];
-    if (result.offset != tensor.offset || product->own->epilogue != Epilogue::none) return std::nullopt;
+    if (result.offset() != tensor.offset() || product->own->epilogue != Epilogue::none) return std::nullopt;
     if (lie_alike(result, tensor)) return *product;
     if (!lie_alike(transposed(result), tensor)) return std::nullopt;
     return turned(*product);
@@ -158,8 +186,8 @@ class Simplification final {
     if (is_own(instruction, Operation::add)) {
       for (const size_t k : {2, 1}) {
         const auto *read = operand(instruction, k), *other = operand(instruction, 3 - k);
-        if (!read || !other || read->sizes != instruction.results[0].sizes) continue;
-        if (other->type != read->type || !is_written_once(other->slot)) continue;
+        if (!read || !other || read->sizes() != instruction.results[0].sizes()) continue;
+        if (other->type() != read->type() || !is_written_once(other->slot)) continue;
         auto product = product_of(*read);
         if (!product || operand(*product, 3)) continue;
         product->own->p *= k == 2 ? instruction.own->p : 1;
@@ -203,6 +231,47 @@ class Simplification final {
       kept.push_back(std::move(*instruction));
     }
     list.assign(std::make_move_iterator(kept.rbegin()), std::make_move_iterator(kept.rend()));
+  }
+
+  /// A pointwise result lies where an operand was that nobody reads any more.
+  void write_over() {
+    auto& list = program_.instructions;
+    count();
+    std::vector<size_t> last(program_.slots.size(), 0), now(program_.slots.size());
+    std::iota(now.begin(), now.end(), 0);
+    for (size_t i = 0; i < list.size(); ++i) {
+      for (const auto& place : list[i].places) last[place.geometry.slot] = i;
+      for (const auto& result : list[i].results) last[result.slot] = i;
+    }
+    for (const auto& output : program_.outputs) {
+      if (output) last[output->slot] = list.size();
+    }
+    for (size_t i = 0; i < list.size(); ++i) {
+      auto& instruction = list[i];
+      const auto is_free = [&](const Place& place) {
+        const auto& result = instruction.results[0];
+        const auto slot = place.geometry.slot;
+        return last[slot] == i && program_.slots[slot].kind == Slot::computed && lie_alike(place.geometry, result) &&
+               fills_slot(place.geometry) &&
+               std::all_of(instruction.places.begin(), instruction.places.end(), [&](const Place& other) {
+                 return other.geometry.slot != slot || lie_alike(other.geometry, result);
+               });
+      };
+      std::optional<size_t> over;
+      if (instruction.own && instruction.own->operation < Operation::softmax &&
+          source(instruction.results[0].slot) == &instruction) {
+        const auto place = std::find_if(instruction.places.begin(), instruction.places.end(), is_free);
+        if (place != instruction.places.end()) over = now[place->geometry.slot];
+      }
+      for (auto& place : instruction.places) place.geometry.slot = now[place.geometry.slot];
+      for (auto& result : instruction.results) {
+        if (over) now[result.slot] = *over;
+        result.slot = now[result.slot];
+      }
+    }
+    for (auto& output : program_.outputs) {
+      if (output) output->slot = now[output->slot];
+    }
   }
 
   Program& program_;

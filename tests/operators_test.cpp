@@ -46,7 +46,17 @@ std::ostream& operator<<(std::ostream& out, const Row& row) { return out << row.
 
 at::Tensor random(at::IntArrayRef sizes) { return at::randn(sizes, at::kDouble); }
 
-Row norm_row(const std::string& name, std::function<at::Tensor()> x, bool affine = true, bool few = false) {
+struct Norm {
+  std::function<at::Tensor(const at::Tensor&)> layout = [](const at::Tensor& x) { return x; };
+  bool affine = true, few = false;
+};
+
+auto as(at::MemoryFormat format) {
+  return [=](const at::Tensor& x) { return x.contiguous(format); };
+}
+
+Row norm_row(const std::string& name, std::vector<int64_t> sizes, Norm norm = {}) {
+  const bool affine = norm.affine;
   const auto of = [affine](const TensorList& in) {
     return affine ? std::pair(in[1], in[2]) : std::pair(at::Tensor(), at::Tensor());
   };
@@ -68,11 +78,11 @@ Row norm_row(const std::string& name, std::function<at::Tensor()> x, bool affine
             return affine ? y * in[1].view(shape) + in[2].view(shape) : y;
           },
           [=] {
-            TensorList in{2 * x() + 0.5};
+            TensorList in{norm.layout(2 * random(sizes) + 0.5)};
             if (affine) in.insert(in.end(), {random({in[0].size(1)}), random({in[0].size(1)})});
             return in;
           },
-          few};
+          norm.few};
 }
 
 /// Of each example, over all dimensions from `from` on, or over those and groups of channels.
@@ -131,60 +141,18 @@ Row convolution_row(const std::string& name, std::vector<int64_t> x, std::vector
 }
 
 const std::vector<Row> rows{
-    norm_row("planes",
-             [] {
-               return random({4, 5, 6, 7});
-             }),
-    norm_row(
-        "small_planes",
-        [] {
-          return random({3, 2, 2, 3});
-        },
-        true, true),
-    norm_row("planes_of_one",
-             [] {
-               return random({9, 35, 1, 1});
-             }),
-    norm_row("channels_last",
-             [] {
-               return random({3, 37, 5, 4}).contiguous(at::MemoryFormat::ChannelsLast);
-             }),
-    norm_row("volumes",
-             [] {
-               return random({3, 4, 2, 3, 4});
-             }),
-    norm_row("volumes_channels_last",
-             [] {
-               return random({2, 9, 2, 3, 4}).contiguous(at::MemoryFormat::ChannelsLast3d);
-             }),
-    norm_row("sequences",
-             [] {
-               return random({4, 3, 11});
-             }),
-    norm_row("vectors",
-             [] {
-               return random({7, 19});
-             }),
-    norm_row(
-        "few_vectors",
-        [] {
-          return random({5, 3});
-        },
-        true, true),
-    norm_row("strided",
-             [] {
-               return random({5, 6, 7, 8}).transpose(0, 3).slice(2, 0, 5, 2);
-             }),
-    norm_row(
-        "without_affine",
-        [] {
-          return random({4, 5, 3, 3});
-        },
-        false, true),
-    norm_row("large",
-             [] {
-               return random({16, 24, 14, 14});
-             }),
+    norm_row("planes", {4, 5, 6, 7}),
+    norm_row("small_planes", {3, 2, 2, 3}, {.few = true}),
+    norm_row("planes_of_one", {9, 35, 1, 1}),
+    norm_row("channels_last", {3, 37, 5, 4}, {as(at::MemoryFormat::ChannelsLast)}),
+    norm_row("volumes", {3, 4, 2, 3, 4}),
+    norm_row("volumes_channels_last", {2, 9, 2, 3, 4}, {as(at::MemoryFormat::ChannelsLast3d)}),
+    norm_row("sequences", {4, 3, 11}),
+    norm_row("vectors", {7, 19}),
+    norm_row("few_vectors", {5, 3}, {.few = true}),
+    norm_row("strided", {8, 6, 14, 5}, {[](const at::Tensor& x) { return x.transpose(0, 3).slice(2, 0, 10, 2); }}),
+    norm_row("without_affine", {4, 5, 3, 3}, {.affine = false, .few = true}),
+    norm_row("large", {16, 24, 14, 14}),
     layer_row("tokens", {3, 7, 16}, 2),
     layer_row("images", {4, 2, 3, 3}, 1, 0, true),
     layer_row("vectors", {5, 11}, 1),

@@ -6,6 +6,8 @@
 #include <array>
 #include <optional>
 
+#include "gimli/operators/arguments.h"
+
 namespace gimli::operators {
 namespace {
 
@@ -89,9 +91,7 @@ struct Backward final : torch::autograd::Function<Backward> {
       if (u.defined()) of_g = geometry.forward(u, weight, w);
       if (v.defined()) of_g = sum(of_g, geometry.forward(x, v, u.defined() ? at::Tensor() : w));
       if (!u.defined() && !v.defined() && w.defined()) {
-        std::vector<int64_t> shape(g.dim(), 1);
-        shape[1] = g.size(1);
-        of_g = w.view(shape).expand_as(g);
+        of_g = over_channels(w, g).expand_as(g);
       }
     }
     if (ctx->needs_input_grad(1) && v.defined()) of_x = geometry.backward(g, x, v, {true, false, false})[0];
@@ -123,20 +123,15 @@ struct Forward final : torch::autograd::Function<Forward> {
 }  // namespace
 
 bool has_convolution(const ConvolutionInputs& at) {
-  const auto plain = [&](const at::Tensor& tensor) {
-    return tensor.device().is_cpu() && tensor.layout() == at::kStrided && tensor.scalar_type() == at.x.scalar_type();
-  };
-  return at.x.defined() && at.weight.defined() && plain(at.x) && plain(at.weight) &&
-         (!at.bias.defined() || plain(at.bias)) && at.x.dim() == at.weight.dim() && at.x.dim() >= 3 &&
-         at.x.numel() > 0 && (at.x.scalar_type() == at::kFloat || at.x.scalar_type() == at::kDouble);
+  return are_dense({at.x, at.weight, at.bias}) && at.weight.defined() && at.x.dim() == at.weight.dim() &&
+         at.x.dim() >= 3;
 }
 
 at::Tensor convolution(const ConvolutionInputs& at) {
   TORCH_CHECK(has_convolution(at),
               "convolution: expected an input and a weight of the same number of dimensions, at least 3, of "
               "float or double and on the CPU");
-  const auto bias = at.bias.defined() ? std::optional(at.bias) : std::nullopt;
-  return Forward::apply(at.x, at.weight, bias, Geometry{at.stride, at.padding, at.dilation, at.groups});
+  return Forward::apply(at.x, at.weight, if_defined(at.bias), Geometry{at.stride, at.padding, at.dilation, at.groups});
 }
 
 }  // namespace gimli::operators

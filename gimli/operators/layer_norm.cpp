@@ -2,19 +2,11 @@
 
 #include <ATen/ATen.h>
 
+#include "gimli/operators/arguments.h"
 #include "gimli/operators/batch_norm.h"
 
 namespace gimli::operators {
 namespace {
-
-bool are_plain(std::initializer_list<at::Tensor> tensors) {
-  const auto type = tensors.begin()->scalar_type();
-  return (type == at::kFloat || type == at::kDouble) &&
-         std::all_of(tensors.begin(), tensors.end(), [&](const at::Tensor& tensor) {
-           return !tensor.defined() || (tensor.device().is_cpu() && tensor.layout() == at::kStrided &&
-                                        tensor.scalar_type() == type && tensor.numel() > 0);
-         });
-}
 
 /// x with mean 0 and variance 1 in each of `count` equal parts of it in memory.
 at::Tensor standardized(const at::Tensor& x, int64_t count, double eps) {
@@ -31,7 +23,7 @@ at::Tensor affine(const at::Tensor& z, const at::Tensor& weight, const at::Tenso
 bool has_layer_norm(const LayerNormInputs& at) {
   const auto dims = static_cast<int64_t>(at.shape.size());
   const auto has_shape = [&](const at::Tensor& tensor) { return !tensor.defined() || tensor.sizes() == at.shape; };
-  return at.x.defined() && dims > 0 && at.x.dim() >= dims && are_plain({at.x, at.weight, at.bias}) &&
+  return are_dense({at.x, at.weight, at.bias}) && dims > 0 && at.x.dim() >= dims &&
          at.x.sizes().slice(at.x.dim() - dims) == at.shape && has_shape(at.weight) && has_shape(at.bias);
 }
 
@@ -43,7 +35,7 @@ at::Tensor layer_norm(const LayerNormInputs& at) {
 }
 
 bool has_group_norm(const GroupNormInputs& at) {
-  if (!at.x.defined() || at.x.dim() < 2 || !are_plain({at.x, at.weight, at.bias})) return false;
+  if (!are_dense({at.x, at.weight, at.bias}) || at.x.dim() < 2) return false;
   const auto channels = at.x.size(1);
   const auto has_shape = [&](const at::Tensor& tensor) {
     return !tensor.defined() || (tensor.dim() == 1 && tensor.size(0) == channels);
@@ -55,9 +47,9 @@ at::Tensor group_norm(const GroupNormInputs& at) {
   TORCH_CHECK(has_group_norm(at),
               "group_norm: expected an input [n, channels, ...] of float or double on the CPU, groups that divide its "
               "channels, and weight and bias [channels] of the same type");
-  std::vector<int64_t> shape(at.x.dim(), 1);
-  shape[1] = at.x.size(1);
-  const auto of_channels = [&](const at::Tensor& tensor) { return tensor.defined() ? tensor.view(shape) : tensor; };
+  const auto of_channels = [&](const at::Tensor& tensor) {
+    return tensor.defined() ? over_channels(tensor, at.x) : tensor;
+  };
   return affine(standardized(at.x, at.x.size(0) * at.groups, at.eps), of_channels(at.weight), of_channels(at.bias));
 }
 

@@ -3,8 +3,7 @@
 #include <cstring>
 
 #include "gimli/operators/norm_kernels.h"
-
-#define GIMLI_INLINE __attribute__((always_inline)) inline
+#include "gimli/processor.h"
 
 namespace gimli::operators {
 namespace {

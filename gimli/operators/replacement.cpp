@@ -50,7 +50,7 @@ class Call final {
     if (list.size() == 1) list.resize(count, list[0]);
     return list;
   }
-  bool returns(at::Tensor result) {
+  bool returns(at::Tensor result) const {
     torch::jit::drop(stack_, arguments_);
     torch::jit::push(stack_, std::move(result));
     return true;
@@ -61,37 +61,40 @@ class Call final {
   const size_t arguments_;
 };
 
+/// By `compute`, if it is for these inputs.
+template <class Inputs>
+bool replace(Call call, const Inputs& inputs, bool has(const Inputs&), at::Tensor compute(const Inputs&)) {
+  if (!has(inputs) || needs_operators({inputs.x, inputs.weight, inputs.bias})) return false;
+  return call.returns(compute(inputs));
+}
+
 bool replace_batch_norm(Stack& stack) {
   // input, weight, bias, running mean, running variance, training, momentum, eps, cudnn
-  Call call(stack, 9);
-  if (!call[5].toBool()) return false;
+  const Call call(stack, 9);
   const BatchNormInputs inputs{call.tensor(0), call.tensor(1),     call.tensor(2),    call.tensor(3),
                                call.tensor(4), call[6].toDouble(), call[7].toDouble()};
-  if (!has_batch_norm(inputs) || needs_operators({inputs.x, inputs.weight, inputs.bias})) return false;
-  return call.returns(batch_norm(inputs));
+  return call[5].toBool() && replace(call, inputs, has_batch_norm, batch_norm);
 }
 
 bool replace_layer_norm(Stack& stack) {
   // input, shape, weight, bias, eps, cudnn
-  Call call(stack, 6);
+  const Call call(stack, 6);
   const LayerNormInputs inputs{call.tensor(0), call[1].toIntVector(), call.tensor(2), call.tensor(3),
                                call[4].toDouble()};
-  if (!has_layer_norm(inputs) || needs_operators({inputs.x, inputs.weight, inputs.bias})) return false;
-  return call.returns(layer_norm(inputs));
+  return replace(call, inputs, has_layer_norm, layer_norm);
 }
 
 bool replace_group_norm(Stack& stack) {
   // input, groups, weight, bias, eps, cudnn
-  Call call(stack, 6);
+  const Call call(stack, 6);
   const GroupNormInputs inputs{call.tensor(0), call[1].toInt(), call.tensor(2), call.tensor(3), call[4].toDouble()};
-  if (!has_group_norm(inputs) || needs_operators({inputs.x, inputs.weight, inputs.bias})) return false;
-  return call.returns(group_norm(inputs));
+  return replace(call, inputs, has_group_norm, group_norm);
 }
 
 template <size_t dimensions>
 bool replace_convolution(Stack& stack) {
   // input, weight, bias, stride, padding, dilation, groups
-  Call call(stack, 7);
+  const Call call(stack, 7);
   const ConvolutionInputs inputs{call.tensor(0),
                                  call.tensor(1),
                                  call.tensor(2),
@@ -99,11 +102,7 @@ bool replace_convolution(Stack& stack) {
                                  call.integers(4, dimensions),
                                  call.integers(5, dimensions),
                                  call[6].toInt()};
-  if (inputs.x.dim() != dimensions + 2 || !has_convolution(inputs) ||
-      needs_operators({inputs.x, inputs.weight, inputs.bias})) {
-    return false;
-  }
-  return call.returns(convolution(inputs));
+  return inputs.x.dim() == dimensions + 2 && replace(call, inputs, has_convolution, convolution);
 }
 
 }  // namespace

@@ -1,11 +1,11 @@
 #include "gimli/optim/fused/node.h"
 
 #include <ATen/ATen.h>
-#include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
 
+#include "gimli/operators/arguments.h"
 #include "gimli/optim/fused/dual.h"
 #include "gimli/optim/fused/symbol.h"
 #include "gimli/optim/fused/trace.h"
@@ -288,9 +288,7 @@ class FirstNode final : public UpdateNode<Formula> {
 }  // namespace
 
 bool is_plain(const at::Tensor& tensor) {
-  return !at::isTensorSubclassLike(tensor) && tensor.layout() == at::kStrided && tensor.device().is_cpu() &&
-         tensor.has_storage() && (tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kDouble) &&
-         !torch::autograd::isFwGradDefined(tensor) && resolve(tensor).is_same(tensor);
+  return operators::is_dense(tensor) && !torch::autograd::isFwGradDefined(tensor) && resolve(tensor).is_same(tensor);
 }
 
 template <class Formula>

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#define GIMLI_INLINE __attribute__((always_inline)) inline
+#include "gimli/processor.h"
 
 namespace gimli::optim::fused {
 

@@ -2,6 +2,9 @@
 #include <torch/torch.h>
 
 #include "expect.h"
+#include "gimli/operators/batch_norm.h"
+#include "gimli/operators/convolution.h"
+#include "gimli/operators/layer_norm.h"
 #include "gimli/trace.h"
 
 namespace gimli {
@@ -120,6 +123,20 @@ const std::vector<Row> rows{
            in);
      },
      {{3, 2, 4, 4}, {4, 2, 3, 3}, {4}}},
+    {"own_operators",
+     [](const TensorList& in) {
+       auto mean = torch::zeros({4}, in[0].options()), variance = torch::ones({4}, in[0].options());
+       auto list = second_derivatives(
+           [&](const TensorList& x) {
+             const auto y = operators::convolution({x[0], x[1], x[2], {1, 1}, {1, 1}, {1, 1}, 1});
+             const auto z = operators::batch_norm({y, x[3], x[2], mean, variance, 0.3, 1e-5});
+             return operators::layer_norm({z, {4, 6}, {}, {}, 1e-5}).pow(3).sum();
+           },
+           in);
+       list.insert(list.end(), {mean, variance});
+       return list;
+     },
+     {{3, 2, 4, 6}, {4, 2, 3, 3}, {4}, {4}}},
     // As nn::MultiheadAttention asks.
     {"whether_two_are_one",
      [](const TensorList& in) { return TensorList{at::equal(in[0], in[0]) ? in[0] * 2 : in[0]}; },

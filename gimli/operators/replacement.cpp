@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/stack.h>
+#include <torch/csrc/autograd/functions/utils.h>
 
 #include <atomic>
 #include <unordered_map>
@@ -10,7 +11,6 @@
 #include "gimli/operators/batch_norm.h"
 #include "gimli/operators/convolution.h"
 #include "gimli/operators/layer_norm.h"
-#include "gimli/trace.h"
 
 namespace gimli {
 namespace {
@@ -27,16 +27,6 @@ namespace {
 
 using torch::jit::Stack;
 
-/// Whether passes over memory would be missed: by a trace, or by derivatives other than autograd's backward passes.
-bool needs_operators(std::initializer_list<at::Tensor> tensors) {
-  if (Trace::is_recording() ||
-      c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode))
-    return true;
-  return std::any_of(tensors.begin(), tensors.end(), [](const at::Tensor& tensor) {
-    return tensor.defined() && tensor._fw_grad(/*level=*/0).defined();
-  });
-}
-
 /// The arguments of a call, and the place of its result.
 class Call final {
  public:
@@ -49,6 +39,15 @@ class Call final {
     auto list = (*this)[i].toIntVector();
     if (list.size() == 1) list.resize(count, list[0]);
     return list;
+  }
+  /// Whether there may be derivatives other than autograd's backward passes, which own operators do not have.
+  bool has_other_derivatives() const {
+    if (c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode)) return true;
+    for (size_t i = 0; i < arguments_; ++i) {
+      const auto& argument = (*this)[i];
+      if (argument.isTensor() && torch::autograd::isFwGradDefined(argument.toTensor())) return true;
+    }
+    return false;
   }
   bool returns(at::Tensor result) const {
     torch::jit::drop(stack_, arguments_);
@@ -64,7 +63,7 @@ class Call final {
 /// By `compute`, if it is for these inputs.
 template <class Inputs>
 bool replace(Call call, const Inputs& inputs, bool has(const Inputs&), at::Tensor compute(const Inputs&)) {
-  if (!has(inputs) || needs_operators({inputs.x, inputs.weight, inputs.bias})) return false;
+  if (!has(inputs) || call.has_other_derivatives()) return false;
   return call.returns(compute(inputs));
 }
 

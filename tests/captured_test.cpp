@@ -5,6 +5,14 @@
 #include <thread>
 
 #include "expect.h"
+<<<<<<< HEAD
+=======
+#include "gimli/operators/batch_norm.h"
+#include "gimli/operators/convolution.h"
+#include "gimli/operators/layer_norm.h"
+#include "gimli/operators/max_pool.h"
+#include "gimli/trace.h"
+>>>>>>> 92968ab (Pool in one vector pass forwards, backwards and twice backwards: libtorch looks at one pixel after the other)
 #include "problem_table.h"
 
 namespace gimli {
@@ -12,6 +20,199 @@ namespace {
 
 using torch::Tensor;
 
+<<<<<<< HEAD
+=======
+// ---------------------------------------------------------------- Trace
+
+/// A function of its inputs, with its own tensors.
+struct Row {
+  std::string name;
+  std::function<TensorList(const TensorList& inputs)> function;
+  std::vector<std::vector<int64_t>> sizes;
+};
+
+TensorList second_derivatives(const std::function<Tensor(const TensorList&)>& loss, const TensorList& inputs) {
+  TensorList leaves;
+  for (const auto& input : inputs) leaves.push_back(input.detach().requires_grad_());
+  const auto first = torch::autograd::grad({loss(leaves)}, leaves, {}, true, true);
+  auto sum = torch::zeros({}, inputs[0].options());
+  for (const auto& gradient : first) sum = sum + gradient.square().sum();
+  return torch::autograd::grad({sum}, leaves);
+}
+
+const std::vector<Row> rows{
+    {"pointwise", [](const TensorList& in) { return TensorList{(in[0] * 2 + in[1]).sin().exp()}; }, {{3, 4}, {4}}},
+    {"views_and_products",
+     [](const TensorList& in) {
+       return TensorList{in[0].t().matmul(in[1]).view({2, -1}).select(0, 1), in[0].unsqueeze(0).expand({3, 4, 4})};
+     },
+     {{4, 4}, {4, 6}}},
+    {"in_place",
+     [](const TensorList& in) {
+       auto sum = torch::zeros({4});
+       sum.add_(in[0]).mul_(3);
+       auto part = torch::empty({2, 4});
+       part[0].copy_(sum);
+       part[1].fill_(2);
+       return TensorList{part, sum};
+     },
+     {{4}}},
+    {"lists",
+     [](const TensorList& in) {
+       return TensorList{torch::cat({in[0], in[1], in[0]}), torch::stack({in[0], in[0]}, 1)};
+     },
+     {{3, 2}, {2, 2}}},
+    {"indices",
+     [](const TensorList& in) {
+       return TensorList{in[0].index({torch::tensor({2, 0})}), in[0].argmax(1), in[0].gt(0)};
+     },
+     {{3, 5}}},
+    {"types",
+     [](const TensorList& in) {
+       return TensorList{in[0].to(torch::kDouble).sum(), (in[0] > 0).to(torch::kFloat).mean()};
+     },
+     {{3, 5}}},
+    {"factories",
+     [](const TensorList& in) { return TensorList{in[0] + torch::arange(4) + torch::ones({4}) * torch::full({}, 3.)}; },
+     {{4}}},
+    // Of these, forms that write into given memory resize it, or there are none.
+    {"losses",
+     [](const TensorList& in) {
+       return second_derivatives(
+           [](const TensorList& x) {
+             const auto y = x[0].matmul(x[1]);
+             return torch::mse_loss(y, x[2]) + torch::smooth_l1_loss(y, x[2]) +
+                    torch::nll_loss(torch::log_softmax(y, 1), torch::arange(4));
+           },
+           in);
+     },
+     {{4, 3}, {3, 5}, {4, 5}}},
+    {"running_statistics",
+     [](const TensorList& in) {
+       auto mean = torch::zeros({3}, in[0].options()), variance = torch::ones({3}, in[0].options());
+       for (int i = 0; i < 2; ++i) torch::batch_norm(in[0], {}, {}, mean, variance, true, 0.3, 1e-5, false);
+       return TensorList{mean, variance};
+     },
+     {{5, 3, 2}}},
+    {"double_backward",
+     [](const TensorList& in) {
+       return second_derivatives(
+           [](const TensorList& x) { return torch::tanh(x[0].matmul(x[1]) + x[2]).square().mean(); }, in);
+     },
+     {{5, 3}, {3, 4}, {4}}},
+    {"convolutions",
+     [](const TensorList& in) {
+       return second_derivatives(
+           [](const TensorList& x) {
+             const auto y =
+                 torch::batch_norm(torch::conv2d(x[0], x[1], x[2], 1, 1), {}, {}, {}, {}, true, 0.1, 1e-5, false);
+             return torch::cross_entropy_loss(torch::max_pool2d(torch::relu(y), 2).flatten(1), torch::arange(3));
+           },
+           in);
+     },
+     {{3, 2, 4, 4}, {4, 2, 3, 3}, {4}}},
+    {"own_operators",
+     [](const TensorList& in) {
+       auto mean = torch::zeros({4}, in[0].options()), variance = torch::ones({4}, in[0].options());
+       auto list = second_derivatives(
+           [&](const TensorList& x) {
+             const auto y = operators::convolution({x[0], x[1], x[2], {1, 1}, {1, 1}, {1, 1}, 1});
+             const auto z = operators::batch_norm({y, x[3], x[2], mean, variance, 0.3, 1e-5});
+             const auto pooled = operators::max_pool({z, {2, 2}, {2, 2}, {0, 0}, {1, 1}, false});
+             return operators::layer_norm({pooled, {2, 3}, {}, {}, 1e-5}).pow(3).sum();
+           },
+           in);
+       list.insert(list.end(), {mean, variance});
+       return list;
+     },
+     {{3, 2, 4, 6}, {4, 2, 3, 3}, {4}, {4}}},
+    {"attention",
+     [](const TensorList& in) {
+       return second_derivatives(
+           [](const TensorList& x) {
+             const auto scores = torch::softmax(x[0].matmul(x[1].transpose(-1, -2)), -1);
+             return torch::layer_norm(scores.matmul(x[1]), {4}).pow(3).sum();
+           },
+           in);
+     },
+     {{2, 3, 4}, {2, 3, 4}}},
+};
+
+class TraceTest : public testing::TestWithParam<Row> {};
+INSTANTIATE_TEST_SUITE_P(Table, TraceTest, testing::ValuesIn(rows), [](const auto& info) { return info.param.name; });
+
+TEST_P(TraceTest, ReplaysOnOtherDataWithDifferenceZero) {
+  torch::manual_seed(1);
+  for (const auto type : {torch::kFloat, torch::kDouble}) {
+    const auto inputs = [&] {
+      TensorList list;
+      for (const auto& sizes : GetParam().sizes) list.push_back(torch::randn(sizes, type));
+      return list;
+    };
+    const auto first = inputs();
+    const auto recording = Trace::record([&] { return GetParam().function(first); }, {first, {}});
+    ASSERT_TRUE(recording.trace) << recording.refusal;
+    expect_equal(recording.outputs, GetParam().function(first));
+    const auto memory = recording.trace->allocate();
+    for (int round = 0; round < 3; ++round) {
+      const auto other = inputs();
+      expect_equal(recording.trace->replay(*memory, other), GetParam().function(other));
+    }
+  }
+}
+
+TEST(Trace, reads_shared_tensors_as_they_are) {
+  const auto weight = torch::randn({3, 3}), x = torch::randn({2, 3});
+  const auto function = [&] { return TensorList{x.matmul(weight)}; };
+  const auto recording = Trace::record(function, {{x}, {weight}});
+  const auto memory = recording.trace->allocate();
+  weight.mul_(2);
+  expect_equal(recording.trace->replay(*memory, {x}), function());
+}
+
+TEST(Trace, lays_memory_out_once_and_uses_it_again) {
+  const auto x = torch::randn({1000});
+  const auto recording = Trace::record(
+      [&] {
+        auto y = x;
+        for (int i = 0; i < 100; ++i) y = y.sin();
+        return TensorList{y};
+      },
+      {{x}, {}});
+  EXPECT_EQ(recording.trace->size(), 100);
+  EXPECT_LE(recording.trace->memory_bytes(), 3 * 4096);
+}
+
+TEST(Trace, says_why_there_is_none) {
+  const auto x = torch::randn({4}), other = torch::randn({4});
+  const auto refusal = [&](const std::function<Tensor()>& function) {
+    const auto recording = Trace::record([&] { return TensorList{function()}; }, {{x}, {}});
+    EXPECT_FALSE(recording.trace);
+    EXPECT_TRUE(recording.outputs[0].defined());
+    return recording.refusal;
+  };
+  const auto contains = [](const std::string& text, const std::string& words) {
+    return text.find(words) != std::string::npos;
+  };
+  EXPECT_PRED2(contains, refusal([&] { return x + other; }),
+               "reads a tensor of shape [4] that is not among its inputs");
+  EXPECT_PRED2(contains, refusal([&] { return x + torch::rand({4}); }), "random");
+  EXPECT_PRED2(contains, refusal([&] { return x * x.sum().item<double>(); }), "looks at values");
+  EXPECT_PRED2(contains, refusal([&] { return x.index({x > 0}); }), "looks at values");
+  EXPECT_PRED2(contains, refusal([&] { return torch::empty_like(x).resize_({8}).fill_(1); }),
+               "changes a tensor's shape");
+}
+
+TEST(Trace, throws_what_its_function_throws) {
+  const auto x = torch::randn({4});
+  expect_error([&] { Trace::record([&]() -> TensorList { TORCH_CHECK(false, "no ", x.dim()); }, {{x}, {}}); }, "no 1");
+  EXPECT_FALSE(Trace::is_recording());
+  EXPECT_TRUE(Trace::record([&] { return TensorList{x.sin()}; }, {{x}, {}}).trace);
+}
+
+// ---------------------------------------------------------------- Captured
+
+>>>>>>> 92968ab (Pool in one vector pass forwards, backwards and twice backwards: libtorch looks at one pixel after the other)
 /// With what its closures read declared.
 Bilevel declared(Bilevel problem) {
   return problem.inputs([](const Classification& task) {

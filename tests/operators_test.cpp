@@ -13,6 +13,8 @@
 #include "gimli/operators/batch_norm.h"
 #include "gimli/operators/convolution.h"
 #include "gimli/operators/layer_norm.h"
+#include "gimli/operators/max_pool.h"
+#include "gimli/operators/max_pool_kernels.h"
 #include "gimli/operators/norm_kernels.h"
 #include "gimli/operators/replacement.h"
 #include "gimli/processor.h"
@@ -46,14 +48,16 @@ std::ostream& operator<<(std::ostream& out, const Row& row) { return out << row.
 
 at::Tensor random(at::IntArrayRef sizes) { return at::randn(sizes, at::kDouble); }
 
-struct Norm {
-  std::function<at::Tensor(const at::Tensor&)> layout = [](const at::Tensor& x) { return x; };
-  bool affine = true, few = false;
-};
-
-auto as(at::MemoryFormat format) {
+using Layout = std::function<at::Tensor(const at::Tensor&)>;
+at::Tensor as_it_is(const at::Tensor& x) { return x; }
+Layout as(at::MemoryFormat format) {
   return [=](const at::Tensor& x) { return x.contiguous(format); };
 }
+
+struct Norm {
+  Layout layout = as_it_is;
+  bool affine = true, few = false;
+};
 
 Row norm_row(const std::string& name, std::vector<int64_t> sizes, Norm norm = {}) {
   const bool affine = norm.affine;
@@ -140,6 +144,14 @@ Row convolution_row(const std::string& name, std::vector<int64_t> x, std::vector
           few};
 }
 
+at::Tensor own_max_pool(const at::Tensor& x) { return operators::max_pool({x, {2, 2}, {2, 2}, {0, 0}, {1, 1}, false}); }
+
+Row max_pool_row(const std::string& name, std::vector<int64_t> sizes, Layout layout = as_it_is, bool few = false) {
+  const auto libtorchs = [](const TensorList& in) { return at::max_pool2d(in[0], 2); };
+  return {"max_pool_" + name, [](const TensorList& in) { return own_max_pool(in[0]); }, libtorchs,
+          libtorchs,          [=] { return TensorList{layout(random(sizes))}; },        few};
+}
+
 const std::vector<Row> rows{
     norm_row("planes", {4, 5, 6, 7}),
     norm_row("small_planes", {3, 2, 2, 3}, {.few = true}),
@@ -170,6 +182,13 @@ const std::vector<Row> rows{
     convolution_row("pointwise", {2, 5, 4, 4}, {3, 5, 1, 1}, {.padding = {0, 0}}),
     convolution_row("1d", {2, 3, 9}, {4, 3, 3}, {{1}, {1}, {1}}),
     convolution_row("3d", {2, 3, 4, 5, 3}, {4, 3, 2, 3, 2}, {{1, 1, 1}, {0, 1, 1}, {1, 1, 1}}),
+    max_pool_row("plain", {3, 4, 28, 28}),
+    max_pool_row("few", {2, 2, 4, 6}, as_it_is, true),
+    max_pool_row("odd", {3, 2, 7, 5}),
+    max_pool_row("wide", {1, 2, 3, 67}),
+    max_pool_row("of_one", {2, 3, 2, 2}),
+    max_pool_row("channels_last", {2, 19, 6, 5}, as(at::MemoryFormat::ChannelsLast)),
+    max_pool_row("strided", {6, 5, 12, 4}, [](const at::Tensor& x) { return x.transpose(0, 3).slice(2, 0, 12, 2); }),
 };
 
 class OperatorsTest : public testing::TestWithParam<Row> {
@@ -338,6 +357,30 @@ TEST(BatchNorm, not_a_number_stays_in_its_channel) {
   }
 }
 
+// Bit by bit, where pixels are equal, infinite or NaN too.
+TEST(MaxPool, chooses_the_pixels_that_libtorch_chooses) {
+  torch::manual_seed(6);
+  const auto values = at::tensor({-kInfinity, -1., 0., -0., 1., kInfinity, kNaN}, at::kDouble);
+  for (const auto type : {at::kDouble, at::kFloat}) {
+    for (const auto format : {at::MemoryFormat::Contiguous, at::MemoryFormat::ChannelsLast}) {
+      const auto x = values.index({at::randint(7, {4, 9, 21, 22})}).to(type).contiguous(format);
+      const auto with_gradients = [&](const Function& pool) {
+        auto in = x.detach().requires_grad_();
+        const auto y = pool({in});
+        auto g = at::arange(1, y.numel() + 1, y.options()).view(y.sizes()).requires_grad_();
+        const auto of_x = torch::autograd::grad({y}, {in}, {g}, true, true)[0];
+        const auto u = at::arange(1, x.numel() + 1, x.options()).view(x.sizes());
+        return TensorList{y, of_x, torch::autograd::grad({of_x}, {g}, {u})[0]};
+      };
+      const auto own = with_gradients([](const TensorList& in) { return own_max_pool(in[0]); });
+      const auto libtorchs = with_gradients([](const TensorList& in) { return at::max_pool2d(in[0], 2); });
+      for (size_t i = 0; i < own.size(); ++i) {
+        EXPECT_TRUE(at::allclose(own[i], libtorchs[i], 0, 0, /*equal_nan=*/true)) << i;
+      }
+    }
+  }
+}
+
 TEST(OwnOperators, refuse_what_they_are_not_for) {
   expect_error(
       [] {
@@ -354,6 +397,7 @@ TEST(OwnOperators, refuse_what_they_are_not_for) {
         operators::convolution({at::zeros({2, 3}), at::zeros({2, 3}), {}, {1}, {0}, {1}, 1});
       },
       "convolution: ");
+  expect_error([] { own_max_pool(at::zeros({2, 3, 1, 4})); }, "max_pool: ");
 }
 
 TEST(NormKernels, registers_of_every_width_agree) {
@@ -381,6 +425,31 @@ TEST(NormKernels, registers_of_every_width_agree) {
         EXPECT_TRUE(expected.abs().sum().item<double>() > 0);
         EXPECT_TRUE(register_bytes() < 32 || near(norm_kernel_of_width<32>(step, is_double)));
         EXPECT_TRUE(register_bytes() < 64 || near(norm_kernel_of_width<64>(step, is_double)));
+      }
+    }
+  }
+}
+
+TEST(PoolKernels, registers_of_every_width_agree) {
+  using namespace operators;
+  torch::manual_seed(4);
+  for (const Images at : {Images{3, 6, 37, 1}, Images{2, 5, 7, 19}}) {
+    for (const bool is_double : {false, true}) {
+      const auto type = is_double ? at::kDouble : at::kFloat;
+      const auto pixels = at.planes * at.height * at.width * at.length,
+                 windows = at.planes * (at.height / 2) * (at.width / 2) * at.length;
+      const auto image = at::randn({pixels}, type), pooled = at::randn({windows}, type);
+      const auto which = at::randint(4, {windows}, at::kByte);
+      for (const auto step : {PoolStep::max, PoolStep::scatter, PoolStep::gather}) {
+        const auto run = [&](PoolKernel kernel) {
+          const TensorList tensors{image.clone(), pooled.clone(), which.clone()};
+          kernel(at, tensors[0].data_ptr(), tensors[1].data_ptr(), tensors[2].data_ptr<uint8_t>(), 0, at.planes);
+          return at::cat({tensors[0].to(at::kDouble), tensors[1].to(at::kDouble), tensors[2].to(at::kDouble)});
+        };
+        const auto expected = run(pool_kernel_of_width<16>(step, is_double));
+        EXPECT_FALSE(at::equal(expected, at::cat({image, pooled, which.to(type)}).to(at::kDouble)));
+        EXPECT_TRUE(register_bytes() < 32 || at::equal(run(pool_kernel_of_width<32>(step, is_double)), expected));
+        EXPECT_TRUE(register_bytes() < 64 || at::equal(run(pool_kernel_of_width<64>(step, is_double)), expected));
       }
     }
   }

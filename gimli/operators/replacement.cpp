@@ -11,6 +11,7 @@
 #include "gimli/operators/batch_norm.h"
 #include "gimli/operators/convolution.h"
 #include "gimli/operators/layer_norm.h"
+#include "gimli/operators/max_pool.h"
 
 namespace gimli {
 namespace {
@@ -104,6 +105,16 @@ bool replace_convolution(Stack& stack) {
   return inputs.x.dim() == dimensions + 2 && replace(call, inputs, has_convolution, convolution);
 }
 
+bool replace_max_pool(Stack& stack) {
+  // input, kernel, stride, padding, dilation, ceil mode
+  const Call call(stack, 6);
+  const auto kernel = call.integers(1, 2), stride = call.integers(2, 2);
+  const MaxPoolInputs inputs{
+      call.tensor(0),      kernel,          stride.empty() ? kernel : stride, call.integers(3, 2),
+      call.integers(4, 2), call[5].toBool()};
+  return replace(call, inputs, has_max_pool, max_pool);
+}
+
 }  // namespace
 
 Replacement replacement_of(const c10::OperatorHandle& op) {
@@ -114,7 +125,8 @@ Replacement replacement_of(const c10::OperatorHandle& op) {
                                             {"aten::group_norm", &replace_group_norm},
                                             {"aten::conv1d", &replace_convolution<1>},
                                             {"aten::conv2d", &replace_convolution<2>},
-                                            {"aten::conv3d", &replace_convolution<3>}}) {
+                                            {"aten::conv3d", &replace_convolution<3>},
+                                            {"aten::max_pool2d", &replace_max_pool}}) {
       result.emplace(c10::Dispatcher::singleton().findSchemaOrThrow(name, ""), replacement);
     }
     return result;

@@ -118,7 +118,7 @@ const std::vector<Row> rows{
            [&](const TensorList& x) {
              const auto y = operators::convolution({x[0], x[1], x[2], {1, 1}, {1, 1}, {1, 1}, 1});
              const auto z = operators::batch_norm({y, x[3], x[2], mean, variance, 0.3, 1e-5});
-             const auto pooled = operators::max_pool({z, {2, 2}, {2, 2}, {0, 0}, {1, 1}, false});
+             const auto pooled = operators::max_pool({operators::relu(z), {2, 2}, {2, 2}, {0, 0}, {1, 1}, false});
              return operators::layer_norm({pooled, {2, 3}, {}, {}, 1e-5}).pow(3).sum();
            },
            in);

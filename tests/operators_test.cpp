@@ -56,30 +56,35 @@ Layout as(at::MemoryFormat format) {
 
 struct Norm {
   Layout layout = as_it_is;
-  bool affine = true, few = false;
+  bool affine = true, few = false, rectified = false;
 };
 
+at::Tensor own_relu(const at::Tensor& y) { return operators::has_relu(y) ? operators::relu(y) : at::relu(y); }
+
 Row norm_row(const std::string& name, std::vector<int64_t> sizes, Norm norm = {}) {
-  const bool affine = norm.affine;
+  const bool affine = norm.affine, rectified = norm.rectified;
   const auto of = [affine](const TensorList& in) {
     return affine ? std::pair(in[1], in[2]) : std::pair(at::Tensor(), at::Tensor());
   };
-  return {"batch_norm_" + name,
+  return {(rectified ? "relu_of_batch_norm_" : "batch_norm_") + name,
           [=](const TensorList& in) {
             const auto [weight, bias] = of(in);
-            return operators::batch_norm({in[0], weight, bias, {}, {}, 0.1, 1e-5});
+            const auto y = operators::batch_norm({in[0], weight, bias, {}, {}, 0.1, 1e-5});
+            return rectified ? own_relu(y) : y;
           },
           [=](const TensorList& in) {
             const auto [weight, bias] = of(in);
-            return at::batch_norm(in[0], weight, bias, {}, {}, true, 0.1, 1e-5, false);
+            const auto y = at::batch_norm(in[0], weight, bias, {}, {}, true, 0.1, 1e-5, false);
+            return rectified ? at::relu(y) : y;
           },
           [=](const TensorList& in) {
             std::vector<int64_t> over{0}, shape(in[0].dim(), 1);
             for (int64_t d = 2; d < in[0].dim(); ++d) over.push_back(d);
             shape[1] = in[0].size(1);
             const auto centred = in[0] - in[0].mean(over, true);
-            const auto y = centred / (centred.square().mean(over, true) + 1e-5).sqrt();
-            return affine ? y * in[1].view(shape) + in[2].view(shape) : y;
+            const auto z = centred / (centred.square().mean(over, true) + 1e-5).sqrt();
+            const auto y = affine ? z * in[1].view(shape) + in[2].view(shape) : z;
+            return rectified ? at::relu(y) : y;
           },
           [=] {
             TensorList in{norm.layout(2 * random(sizes) + 0.5)};
@@ -165,6 +170,11 @@ const std::vector<Row> rows{
     norm_row("strided", {8, 6, 14, 5}, {[](const at::Tensor& x) { return x.transpose(0, 3).slice(2, 0, 10, 2); }}),
     norm_row("without_affine", {4, 5, 3, 3}, {.affine = false, .few = true}),
     norm_row("large", {16, 24, 14, 14}),
+    norm_row("planes", {4, 5, 6, 7}, {.rectified = true}),
+    norm_row("small_planes", {3, 2, 2, 3}, {.few = true, .rectified = true}),
+    norm_row("channels_last", {3, 37, 5, 4}, {.layout = as(at::MemoryFormat::ChannelsLast), .rectified = true}),
+    norm_row("vectors", {7, 19}, {.rectified = true}),
+    norm_row("without_affine", {4, 5, 3, 3}, {.affine = false, .few = true, .rectified = true}),
     layer_row("tokens", {3, 7, 16}, 2),
     layer_row("images", {4, 2, 3, 3}, 1, 0, true),
     layer_row("vectors", {5, 11}, 1),
@@ -342,15 +352,49 @@ TEST(BatchNorm, constant_channels_and_large_offsets) {
   }
 }
 
+// The gradient of what lies between the two, though it is in neither's way to the inputs.
+TEST(Relu, lets_what_it_is_of_be_watched) {
+  torch::manual_seed(8);
+  const auto values = 2 * random({4, 3, 5, 5});
+  const auto watched = [&](const Function& norm, const std::function<at::Tensor(const at::Tensor&)>& relu) {
+    auto x = values.clone().requires_grad_();
+    at::Tensor seen;
+    auto y = norm({x});
+    const auto z = relu(y);
+    const auto loss = (z.pow(3) + y.square()).sum();
+    auto list = torch::autograd::grad({loss}, {x, y, z}, {}, true, /*create_graph=*/true);
+    list.push_back(torch::autograd::grad({z.square().sum()}, {y}, {}, true)[0]);
+    y.register_hook([&](const at::Tensor& g) {
+      seen = g;
+      return 2 * g;
+    });
+    list.push_back(torch::autograd::grad({loss}, {x}, {}, true)[0]);
+    list.push_back(seen);
+    list.push_back(torch::autograd::grad({list[0].square().sum() + list[1].square().sum()}, {x})[0]);
+    return list;
+  };
+  const auto own = watched(
+      [](const TensorList& in) {
+        return operators::batch_norm({in[0], {}, {}, {}, {}, 0.1, 1e-5});
+      },
+      operators::relu);
+  const auto libtorchs =
+      watched([](const TensorList& in) { return at::batch_norm(in[0], {}, {}, {}, {}, true, 0.1, 1e-5, false); },
+              [](const at::Tensor& y) { return at::relu(y); });
+  for (size_t i = 0; i < own.size(); ++i) EXPECT_LE(relative_difference(own[i], libtorchs[i]), 1e-12) << i;
+}
+
 TEST(BatchNorm, not_a_number_stays_in_its_channel) {
   for (const double bad : {kNaN, kInfinity}) {
     auto x = random({3, 2, 9});
     x[1][0][4] = bad;
     x.requires_grad_();
-    const auto y = operators::batch_norm({x, {}, {}, {}, {}, 0.1, 1e-5});
+    const auto y = operators::batch_norm({x, {}, {}, {}, {}, 0.1, 1e-5}), z = operators::relu(y);
     const auto first = torch::autograd::grad({y.pow(3).sum()}, {x}, {}, true, true)[0];
-    const auto second = torch::autograd::grad({first.square().sum()}, {x})[0];
-    for (const auto& tensor : {y, first, second}) {
+    const auto second = torch::autograd::grad({first.square().sum()}, {x}, {}, true)[0];
+    const auto first_of_z = torch::autograd::grad({z.pow(3).sum()}, {x}, {}, true, true)[0];
+    const auto second_of_z = torch::autograd::grad({first_of_z.square().sum()}, {x})[0];
+    for (const auto& tensor : {y, first, second, z, first_of_z, second_of_z}) {
       EXPECT_TRUE(tensor.select(1, 0).isnan().any().item<bool>());
       EXPECT_TRUE(tensor.select(1, 1).isfinite().all().item<bool>());
     }
@@ -397,6 +441,7 @@ TEST(OwnOperators, refuse_what_they_are_not_for) {
         operators::convolution({at::zeros({2, 3}), at::zeros({2, 3}), {}, {1}, {0}, {1}, 1});
       },
       "convolution: ");
+  expect_error([] { operators::relu(at::zeros({2, 3}).requires_grad_()); }, "relu: ");
   expect_error([] { own_max_pool(at::zeros({2, 3, 1, 4})); }, "max_pool: ");
 }
 
@@ -404,10 +449,10 @@ TEST(NormKernels, registers_of_every_width_agree) {
   using namespace operators;
   torch::manual_seed(4);
   for (const Channels at : {Channels{3, 5, 13}, Channels{21, 37, 1}}) {
-    for (const bool is_double : {false, true}) {
+    for (const auto& [rectified, is_double] : {std::pair(false, false), {false, true}, {true, false}, {true, true}}) {
       const auto type = is_double ? at::kDouble : at::kFloat;
       const auto in = at::randn({3, at.count() * at.channels}, type);
-      const auto k = at::randn({8, at.channels}, at::kDouble);
+      const auto k = at::randn({10, at.channels}, at::kDouble);
       for (const auto step : {NormStep::mean, NormStep::variance, NormStep::normalize, NormStep::first_sums,
                               NormStep::first, NormStep::second_sums, NormStep::second}) {
         const auto run = [&](NormKernel kernel) {
@@ -415,16 +460,16 @@ TEST(NormKernels, registers_of_every_width_agree) {
           NormPass pass{at};
           for (int64_t i = 0; i < 3; ++i) pass.in[i] = in[i].const_data_ptr();
           for (int64_t i = 0; i < 2; ++i) pass.out[i] = out[i].mutable_data_ptr();
-          for (int64_t i = 0; i < 8; ++i) pass.k[i] = k[i].const_data_ptr<double>();
+          for (int64_t i = 0; i < 10; ++i) pass.k[i] = k[i].const_data_ptr<double>();
           for (int64_t i = 0; i < 5; ++i) pass.sums[i] = sums[i].mutable_data_ptr<double>();
           kernel(pass, 0, at.channels);
           return at::cat({out.flatten().to(at::kDouble), sums.flatten()});
         };
-        const auto expected = run(norm_kernel_of_width<16>(step, is_double));
+        const auto expected = run(norm_kernel_of_width<16>(step, rectified, is_double));
         const auto near = [&](NormKernel kernel) { return at::allclose(run(kernel), expected, 1e-6, 1e-6); };
         EXPECT_TRUE(expected.abs().sum().item<double>() > 0);
-        EXPECT_TRUE(register_bytes() < 32 || near(norm_kernel_of_width<32>(step, is_double)));
-        EXPECT_TRUE(register_bytes() < 64 || near(norm_kernel_of_width<64>(step, is_double)));
+        EXPECT_TRUE(register_bytes() < 32 || near(norm_kernel_of_width<32>(step, rectified, is_double)));
+        EXPECT_TRUE(register_bytes() < 64 || near(norm_kernel_of_width<64>(step, rectified, is_double)));
       }
     }
   }

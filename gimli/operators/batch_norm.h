@@ -25,4 +25,12 @@ bool has_batch_norm(const BatchNormInputs& inputs);
 
 at::Tensor batch_norm(const BatchNormInputs& inputs);
 
+/// Whether `relu` is for this: a result of `batch_norm`, as that returned it, which requires a gradient.
+bool has_relu(const at::Tensor& y);
+
+/// at::relu, the same in value and in derivatives of any order. The derivatives go from it to the inputs of
+/// `batch_norm` at once, in passes that leave out g where y <= 0, and through y only if a hook or the caller of a
+/// backward pass asks for its gradient.
+at::Tensor relu(const at::Tensor& y);
+
 }  // namespace gimli::operators

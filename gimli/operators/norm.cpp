@@ -56,8 +56,8 @@ void store(const at::Tensor& to, double* numbers) { to.copy_(at::from_blob(numbe
 /// Tensors of the shape of x, the first of `inputs`, that are passed over together.
 class Passes final {
  public:
-  Passes(std::initializer_list<at::Tensor> inputs, std::initializer_list<at::Tensor> outputs)
-      : x_(*inputs.begin()), pass_{channels_of(x_, format_of(x_))} {
+  Passes(std::initializer_list<at::Tensor> inputs, std::initializer_list<at::Tensor> outputs, bool rectified = false)
+      : x_(*inputs.begin()), rectified_(rectified), pass_{channels_of(x_, format_of(x_))} {
     const auto format = format_of(x_);
     auto* in = pass_.in.data();
     for (const auto& input : inputs) *in++ = kept_.emplace_back(input.contiguous(format)).const_data_ptr();
@@ -91,11 +91,12 @@ class Passes final {
     auto pass = pass_;
     std::copy(k.begin(), k.end(), pass.k.begin());
     std::copy(sums.begin(), sums.end(), pass.sums.begin());
-    norm_kernel(step, x_.dtype() == at::kDouble)(pass, begin, end);
+    norm_kernel(step, rectified_, x_.dtype() == at::kDouble)(pass, begin, end);
   }
 
  private:
   at::Tensor x_;
+  bool rectified_;
   NormPass pass_;
   std::vector<at::Tensor> kept_;
 };
@@ -126,24 +127,25 @@ Three norm_functional(const at::Tensor& x, const OptionalTensor& weight, const O
   return norm_out(x, weight, bias, eps, like(x), numbers(), numbers());
 }
 
-Three backward_out(const at::Tensor& g, const at::Tensor& x, const OptionalTensor& weight, const at::Tensor& mean,
-                   const at::Tensor& variance, double eps, at::Tensor of_x, at::Tensor of_weight, at::Tensor of_bias) {
-  const Passes passes({x, g}, {of_x});
+Three backward_out(const at::Tensor& g, const at::Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                   const at::Tensor& mean, const at::Tensor& variance, double eps, bool rectified, at::Tensor of_x,
+                   at::Tensor of_weight, at::Tensor of_bias) {
+  const Passes passes({x, g}, {of_x}, rectified);
   const auto channels = passes.channels();
   const auto n = passes.count();
-  auto gamma = in_double(weight, channels, 1);
+  auto gamma = in_double(weight, channels, 1), beta = in_double(bias, channels, 0);
   const auto *m = mean.const_data_ptr<double>(), *v = variance.const_data_ptr<double>();
   Numbers sums(2, channels), k(3, channels), by_weight(1, channels);
   passes.for_channels([&](int64_t begin, int64_t end) {
-    passes.take(NormStep::first_sums, begin, end, {m}, {sums[0], sums[1]});
+    for (auto c = begin; c < end; ++c) k[0][c] = gamma[0][c] / std::sqrt(v[c] + eps);
+    passes.take(NormStep::first_sums, begin, end, {m, k[0], beta[0]}, {sums[0], sums[1]});
     for (auto c = begin; c < end; ++c) {
-      const auto r = 1 / std::sqrt(v[c] + eps), by_g = gamma[0][c] * r;
-      k[0][c] = by_g;
-      k[1][c] = -by_g * r * r * sums[1][c] / n;
-      k[2][c] = -by_g * sums[0][c] / n;
+      const auto r = 1 / std::sqrt(v[c] + eps);
+      k[1][c] = -k[0][c] * r * r * sums[1][c] / n;
+      k[2][c] = -k[0][c] * sums[0][c] / n;
       by_weight[0][c] = r * sums[1][c];
     }
-    passes.take(NormStep::first, begin, end, {m, k[0], k[1], k[2]});
+    passes.take(NormStep::first, begin, end, {m, k[0], k[1], k[2], k[0], beta[0]});
   });
   store(of_weight, by_weight[0]);
   store(of_bias, sums[0]);
@@ -151,9 +153,10 @@ Three backward_out(const at::Tensor& g, const at::Tensor& x, const OptionalTenso
 }
 
 Three backward_functional(const at::Tensor& g, const at::Tensor& x, const OptionalTensor& weight,
-                          const at::Tensor& mean, const at::Tensor& variance, double eps) {
+                          const OptionalTensor& bias, const at::Tensor& mean, const at::Tensor& variance, double eps,
+                          bool rectified) {
   const auto numbers = [&] { return at::empty({x.size(1)}, x.options()); };
-  return backward_out(g, x, weight, mean, variance, eps, like(x), numbers(), numbers());
+  return backward_out(g, x, weight, bias, mean, variance, eps, rectified, like(x), numbers(), numbers());
 }
 
 // With z = (x - mean) r, r = 1 / sqrt(variance + eps), <.> the mean over a channel of n elements, and
@@ -166,24 +169,27 @@ Three backward_functional(const at::Tensor& g, const at::Tensor& x, const Option
 //     by g:       weight r P(u) + v z + w
 //     by weight:  r A                            with A = sum u P(g)
 //     by x:       r P(h) - weight r^2 A z / n    with h = v g - weight r (u <g z> + g <u z>)
+//
+// Of max(y, 0), all this holds for g that is 0 where y <= 0.
 Three double_backward_out(const at::Tensor& u, const OptionalTensor& of_v, const OptionalTensor& of_w,
                           const at::Tensor& g, const at::Tensor& x, const OptionalTensor& weight,
-                          const at::Tensor& mean, const at::Tensor& variance, double eps, at::Tensor of_g,
-                          at::Tensor of_x, at::Tensor of_weight) {
-  const Passes passes({x, g, u}, {of_g, of_x});
+                          const OptionalTensor& bias, const at::Tensor& mean, const at::Tensor& variance, double eps,
+                          bool rectified, at::Tensor of_g, at::Tensor of_x, at::Tensor of_weight) {
+  const Passes passes({x, g, u}, {of_g, of_x}, rectified);
   const auto channels = passes.channels();
   const auto n = passes.count();
-  auto gamma = in_double(weight, channels, 1), v = in_double(of_v, channels, 0), w = in_double(of_w, channels, 0);
+  auto gamma = in_double(weight, channels, 1), beta = in_double(bias, channels, 0), v = in_double(of_v, channels, 0),
+       w = in_double(of_w, channels, 0);
   const auto *m = mean.const_data_ptr<double>(), *var = variance.const_data_ptr<double>();
   Numbers sums(5, channels), k(7, channels), by_weight(1, channels);
   passes.for_channels([&](int64_t begin, int64_t end) {
-    passes.take(NormStep::second_sums, begin, end, {m}, {sums[0], sums[1], sums[2], sums[3], sums[4]});
+    for (auto c = begin; c < end; ++c) k[0][c] = gamma[0][c] / std::sqrt(var[c] + eps);
+    passes.take(NormStep::second_sums, begin, end, {m, k[0], beta[0]}, {sums[0], sums[1], sums[2], sums[3], sums[4]});
     for (auto c = begin; c < end; ++c) {
-      const auto r = 1 / std::sqrt(var[c] + eps), gamma_r = gamma[0][c] * r;
+      const auto r = 1 / std::sqrt(var[c] + eps), gamma_r = k[0][c];
       const auto u_c = sums[0][c] / n, g_c = sums[1][c] / n, uz = r * sums[2][c] / n, gz = r * sums[3][c] / n;
       const auto a = sums[4][c] / n - u_c * g_c - uz * gz;  // A / n
       by_weight[0][c] = r * n * a;
-      k[0][c] = gamma_r;
       k[1][c] = r * (v[0][c] - gamma_r * uz);
       k[2][c] = w[0][c] - gamma_r * u_c;
       const auto h_u = -gamma_r * gz, h_g = v[0][c] - gamma_r * uz;
@@ -192,7 +198,7 @@ Three double_backward_out(const at::Tensor& u, const OptionalTensor& of_v, const
       k[5][c] = -r * r * (h_u * uz + h_g * gz + gamma_r * a);
       k[6][c] = -r * (h_u * u_c + h_g * g_c);
     }
-    passes.take(NormStep::second, begin, end, {m, k[0], k[1], k[2], k[3], k[4], k[5], k[6]});
+    passes.take(NormStep::second, begin, end, {m, k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[0], beta[0]});
   });
   store(of_weight, by_weight[0]);
   return {of_g, of_x, of_weight};
@@ -200,8 +206,9 @@ Three double_backward_out(const at::Tensor& u, const OptionalTensor& of_v, const
 
 Three double_backward_functional(const at::Tensor& u, const OptionalTensor& v, const OptionalTensor& w,
                                  const at::Tensor& g, const at::Tensor& x, const OptionalTensor& weight,
-                                 const at::Tensor& mean, const at::Tensor& variance, double eps) {
-  return double_backward_out(u, v, w, g, x, weight, mean, variance, eps, like(x), like(x),
+                                 const OptionalTensor& bias, const at::Tensor& mean, const at::Tensor& variance,
+                                 double eps, bool rectified) {
+  return double_backward_out(u, v, w, g, x, weight, bias, mean, variance, eps, rectified, like(x), like(x),
                              at::empty({x.size(1)}, x.options()));
 }
 
@@ -211,7 +218,8 @@ TORCH_LIBRARY_FRAGMENT(gimli, library) {
     library.def((name + "(" + arguments + ") -> (Tensor, Tensor, Tensor)").c_str());
     library.def((name + ".out(" + out + ") -> (Tensor(a!), Tensor(b!), Tensor(c!))").c_str());
   };
-  const std::string point = "Tensor x, Tensor? weight, Tensor mean, Tensor variance, float eps";
+  const std::string point =
+      "Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor variance, float eps, bool rectified";
   define("norm", "Tensor x, Tensor? weight, Tensor? bias, float eps");
   define("norm_backward", "Tensor g, " + point);
   define("norm_double_backward", "Tensor u, Tensor? v, Tensor? w, Tensor g, " + point);
@@ -236,14 +244,14 @@ Normalized norm(const at::Tensor& x, const OptionalTensor& weight, const Optiona
 
 NormGradients norm_backward(const at::Tensor& g, const NormPoint& at) {
   static const Dispatched<decltype(backward_functional)> op("gimli::norm_backward");
-  auto [x, weight, bias] = op(g, at.x, at.weight, at.mean, at.variance, at.eps);
+  auto [x, weight, bias] = op(g, at.x, at.weight, at.bias, at.mean, at.variance, at.eps, at.rectified);
   return {x, weight, bias};
 }
 
 NormSecondGradients norm_double_backward(const at::Tensor& u, const OptionalTensor& v, const OptionalTensor& w,
                                          const at::Tensor& g, const NormPoint& at) {
   static const Dispatched<decltype(double_backward_functional)> op("gimli::norm_double_backward");
-  auto [of_g, of_x, of_weight] = op(u, v, w, g, at.x, at.weight, at.mean, at.variance, at.eps);
+  auto [of_g, of_x, of_weight] = op(u, v, w, g, at.x, at.weight, at.bias, at.mean, at.variance, at.eps, at.rectified);
   return {of_g, of_x, of_weight};
 }
 

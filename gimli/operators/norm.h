@@ -21,9 +21,10 @@ Normalized norm(const at::Tensor& x, const std::optional<at::Tensor>& weight, co
 /// What the derivatives of a normalization are of.
 struct NormPoint {
   at::Tensor x;
-  std::optional<at::Tensor> weight;
+  std::optional<at::Tensor> weight, bias;
   at::Tensor mean, variance;
   double eps;
+  bool rectified;  ///< of max(y, 0), in the place of y
 };
 
 struct NormGradients {

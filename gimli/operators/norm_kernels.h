@@ -14,6 +14,9 @@ struct Channels {
 /// What is done to every element of a channel, in double whatever its type. g is the gradient of the normalized x, and
 /// u that of the gradient of x; m is k[0], which of all but `mean` is the channel's mean.
 ///
+/// The last four are also `rectified`, of max(y, 0) in the place of y = s (x - m) + b, with s and b the constants after
+/// theirs: g counts as 0, and its gradient is 0, where y <= 0.
+///
 ///     step          reads    writes                                sums
 ///     mean          x                                              x
 ///     variance      x                                              (x - m)^2
@@ -30,7 +33,7 @@ struct NormPass {
   Channels at;
   std::array<const void*, 3> in{};
   std::array<void*, 2> out{};
-  std::array<const double*, 8> k{};
+  std::array<const double*, 10> k{};
   std::array<double*, 5> sums{};
 };
 
@@ -38,10 +41,10 @@ struct NormPass {
 using NormKernel = void (*)(const NormPass& pass, int64_t begin, int64_t end);
 
 /// The kernel for this processor.
-NormKernel norm_kernel(NormStep step, bool is_double);
+NormKernel norm_kernel(NormStep step, bool rectified, bool is_double);
 
 /// The kernel for registers of 16, 32 or 64 bytes, see `register_bytes`.
 template <int bytes>
-NormKernel norm_kernel_of_width(NormStep step, bool is_double);
+NormKernel norm_kernel_of_width(NormStep step, bool rectified, bool is_double);
 
 }  // namespace gimli::operators

@@ -2,6 +2,6 @@
 
 namespace gimli::operators {
 
-template NormKernel norm_kernel_of_width<16>(NormStep, bool);
+template NormKernel norm_kernel_of_width<16>(NormStep, bool, bool);
 
 }  // namespace gimli::operators

@@ -77,6 +77,21 @@ struct Second {
   }
 };
 
+template <class Step>
+struct Rectified {
+  static constexpr int64_t inputs = Step::inputs, constants = Step::constants + 2, outputs = Step::outputs,
+                           sums = Step::sums;
+  template <class N>
+  GIMLI_INLINE static void take(const N* in, const N* k, N* out, N* sum) {
+    const N y = k[Step::constants] * (in[0] - k[0]) + k[Step::constants + 1];
+    N of[inputs];
+    for (int64_t s = 0; s < inputs; ++s) of[s] = in[s];
+    of[1] = y <= 0 ? N{} : in[1];
+    Step::take(of, k, out, sum);
+    if constexpr (outputs == 2) out[0] = y <= 0 ? N{} : out[0];
+  }
+};
+
 /// As many doubles as a register has, and T in memory.
 template <class T, int bytes>
 struct Lanes {
@@ -177,10 +192,15 @@ NormKernel kernel_of(bool is_double) {
   return is_double ? &take<Step, double, bytes> : &take<Step, float, bytes>;
 }
 
+template <class Step, int bytes>
+NormKernel kernel_of(bool rectified, bool is_double) {
+  return rectified ? kernel_of<Rectified<Step>, bytes>(is_double) : kernel_of<Step, bytes>(is_double);
+}
+
 }  // namespace
 
 template <int bytes>
-NormKernel norm_kernel_of_width(NormStep step, bool is_double) {
+NormKernel norm_kernel_of_width(NormStep step, bool rectified, bool is_double) {
   switch (step) {
     case NormStep::mean:
       return kernel_of<Mean, bytes>(is_double);
@@ -189,13 +209,13 @@ NormKernel norm_kernel_of_width(NormStep step, bool is_double) {
     case NormStep::normalize:
       return kernel_of<Normalize, bytes>(is_double);
     case NormStep::first_sums:
-      return kernel_of<FirstSums, bytes>(is_double);
+      return kernel_of<FirstSums, bytes>(rectified, is_double);
     case NormStep::first:
-      return kernel_of<First, bytes>(is_double);
+      return kernel_of<First, bytes>(rectified, is_double);
     case NormStep::second_sums:
-      return kernel_of<SecondSums, bytes>(is_double);
+      return kernel_of<SecondSums, bytes>(rectified, is_double);
     case NormStep::second:
-      return kernel_of<Second, bytes>(is_double);
+      return kernel_of<Second, bytes>(rectified, is_double);
   }
   __builtin_unreachable();
 }

@@ -105,6 +105,11 @@ bool replace_convolution(Stack& stack) {
   return inputs.x.dim() == dimensions + 2 && replace(call, inputs, has_convolution, convolution);
 }
 
+bool replace_relu(Stack& stack) {
+  const Call call(stack, 1);
+  return replace(call, call.tensor(0), has_relu, relu);
+}
+
 bool replace_max_pool(Stack& stack) {
   // input, kernel, stride, padding, dilation, ceil mode
   const Call call(stack, 6);
@@ -126,6 +131,7 @@ Replacement replacement_of(const c10::OperatorHandle& op) {
                                             {"aten::conv1d", &replace_convolution<1>},
                                             {"aten::conv2d", &replace_convolution<2>},
                                             {"aten::conv3d", &replace_convolution<3>},
+                                            {"aten::relu", &replace_relu},
                                             {"aten::max_pool2d", &replace_max_pool}}) {
       result.emplace(c10::Dispatcher::singleton().findSchemaOrThrow(name, ""), replacement);
     }

@@ -5,9 +5,9 @@
 namespace gimli {
 
 /// Whether inner loops use gimli's own forms of operators, whose second derivatives take less time and memory than
-/// those that libtorch composes, in the place of libtorch's: batch, layer and group normalization, convolutions and
-/// max-pooling by 2 x 2 on the CPU, and in what Captured replays, operators on small tensors. They do unless this is
-/// switched off, for the whole process. Returns what it was.
+/// those that libtorch composes, in the place of libtorch's: batch, layer and group normalization, a ReLU that takes a
+/// batch normalization, convolutions and max-pooling by 2 x 2 on the CPU, and in what Captured replays, operators on
+/// small tensors. They do unless this is switched off, for the whole process. Returns what it was.
 bool use_own_operators(bool use);
 bool own_operators_in_use();
 

@@ -33,8 +33,8 @@ class Failure(Exception):
 
 
 class Contender:
-    def __init__(self, name, command, arguments):
-        self.name = name
+    def __init__(self, name, command, is_long, arguments):
+        self.name, self.is_long = name, is_long
         self.limits = arguments
         self.repetitions, self.milliseconds = {}, {}  # of each number of threads that it is measured with
         environment = dict(os.environ, OMP_NUM_THREADS=str(arguments.threads), PYTHONWARNINGS="ignore")
@@ -69,17 +69,24 @@ class Contender:
         return json.loads(self.read())
 
     def gradient(self, file):
+        """The first one, which in a work of long ones is not measured again."""
         self.counted = self.ask(f"gradient {file}")
+        first = self.counted.pop("milliseconds")
+        if self.is_long and first > 10000:
+            self.milliseconds[self.limits.threads] = [first]
         return np.fromfile(file, "<f4").astype(float)
 
     def prepare(self):
-        """Tries one thread too, and keeps a number of threads unless another one takes less than half of its time."""
+        """Tries one thread, too, and keeps a number of threads unless another one is faster by a third."""
+        if self.milliseconds:
+            return
         least = {}
         for threads in dict.fromkeys((self.limits.threads, 1)):
             if not least or (least[self.limits.threads] < 5000 and self.ask(f"threads {threads}")):
-                least[threads] = min(self.ask("measure 1") + self.ask("measure 1"))
+                self.ask("measure 1")
+                least[threads] = self.ask("measure 1")[0]
         for threads, milliseconds in least.items():
-            if milliseconds < 2 * min(least.values()):
+            if milliseconds < 1.5 * min(least.values()):
                 self.repetitions[threads] = max(1, min(50, int(self.limits.round_ms / milliseconds)))
                 self.milliseconds[threads] = []
 
@@ -138,7 +145,7 @@ def run(spec, folder, arguments):
 
     try:
         for name, command in commands(spec, folder, arguments).items():
-            if contender := attempt(name, lambda: Contender(name, command, arguments)):
+            if contender := attempt(name, lambda: Contender(name, command, spec["long"], arguments)):
                 everyone.append(contender)
                 gradients[name] = attempt(name, lambda: contender.gradient(folder / "gradient.f32"))
         for contender in alive():
@@ -182,10 +189,10 @@ def main():
     parser.add_argument("--match", default="", help="only works whose names contain this")
     parser.add_argument("--only", action="append", help="gimli and only contenders whose names contain this; may be repeated")
     parser.add_argument("--rounds", type=int, default=5, help="rounds over all contenders at most (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=20, help="after which a work begins no other round (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=10, help="after which a work begins no other round (default: %(default)s)")
     parser.add_argument("--round-ms", type=float, default=300, help="milliseconds of a contender in a round (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="threads of each, or one if that is faster (default: %(default)s)")
-    parser.add_argument("--limit", type=float, default=120, help="seconds for a meta-gradient, compilation included (default: %(default)s)")
+    parser.add_argument("--limit", type=float, default=60, help="seconds for a meta-gradient, or for compiling it (default: %(default)s)")
     parser.add_argument("--limit-gb", type=float, default=12, help="memory for a contender (default: %(default)s)")
     parser.add_argument("--out", help="a file for the results, as in results.json; results.md and results.png go beside it")
     arguments = parser.parse_args()

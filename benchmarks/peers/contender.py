@@ -1,7 +1,7 @@
 """What every contender written in Python does: it answers on stdout to the lines of compare.py on stdin.
 
     gradient FILE    writes the meta-gradient (initial weights, then hyperparameters, one after the other, float32) and
-                     answers what it counted meanwhile: operators, flops, or nothing; a remark, if there is one
+                     answers the milliseconds that it took, with what was counted meanwhile: operators, flops
     threads COUNT    computes with so many threads from now on; answers whether it can
     measure COUNT    the milliseconds of so many meta-gradients
     peak             the most bytes the process had, beyond those after loading its inputs
@@ -27,7 +27,9 @@ def serve(meta_gradient, counted=lambda function: (function(), {}), set_threads=
     for line in sys.stdin:
         command, *argument = line.split(maxsplit=1)
         if command == "gradient":
-            gradients, answer = counted(meta_gradient)
+            begin = time.perf_counter()
+            gradients, counts = counted(meta_gradient)
+            answer = {"milliseconds": 1e3 * (time.perf_counter() - begin), **counts}
             np.concatenate([np.asarray(g).ravel() for g in gradients]).astype("<f4").tofile(argument[0].strip())
         elif command == "threads":
             answer = set_threads is not None

@@ -224,6 +224,16 @@ class OperatorCounter final {
   at::CallbackHandle handle_;
 };
 
+class Stopwatch final {
+ public:
+  double milliseconds() const {
+    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin_).count();
+  }
+
+ private:
+  const std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
+};
+
 int64_t memory(const std::string& field) {
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);) {
@@ -249,7 +259,9 @@ void serve(const Work& work, const Strategy& strategy, int64_t threads) {
     json answer;
     if (command == "gradient") {
       const OperatorCounter counter;
+      const Stopwatch stopwatch;
       const auto result = work.differentiate(strategy, *batch);
+      answer["milliseconds"] = stopwatch.milliseconds();
       answer["operators"] = captured ? work.recorded_operators() : counter.count.load();
       answer["remark"] = result.cost.capture_remark;
       std::ofstream out(argument, std::ios::binary);
@@ -262,9 +274,9 @@ void serve(const Work& work, const Strategy& strategy, int64_t threads) {
       answer = true;
     } else if (command == "measure") {
       for (int64_t i = 0; i < std::stoll(argument); ++i) {
-        const auto begin = std::chrono::steady_clock::now();
+        const Stopwatch stopwatch;
         work.differentiate(strategy, *batch);
-        answer.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count());
+        answer.push_back(stopwatch.milliseconds());
       }
     } else {
       answer = memory("VmHWM") - loaded;

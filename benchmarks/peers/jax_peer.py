@@ -87,9 +87,9 @@ def outer(meta_parameters, x, y, xq, yq):
     return loss(carry[0], xq, yq)
 
 
-@jax.jit
 def of_all(meta_parameters, data):
     return jax.grad(lambda p: jax.vmap(outer, (None, 0, 0, 0, 0))(p, *data).mean())(meta_parameters)
 
 
+of_all = jax.jit(of_all).lower(meta_parameters, data).compile()
 contender.serve(lambda: jax.tree.leaves(jax.block_until_ready(of_all(meta_parameters, data))))

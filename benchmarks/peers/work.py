@@ -174,7 +174,7 @@ def sinusoid(steps, tasks):
 def omniglot(ways, shots, optimizer):
     return {"name": f"conv4-64, {ways}-way {shots}-shot, {optimizer}", "network": "conv4", "hidden": 64, "ways": ways,
             "example": [1, 28, 28], "steps": 5, "tasks": 8, "shots": shots, "queries": 1, "optimizer": optimizer,
-            "lr": 0.01 if optimizer == "sgd" else 0.001}
+            "lr": 0.01 if optimizer == "sgd" else 0.001, "long": ways > 5}
 
 
 def learned_optimizer(steps):
@@ -187,10 +187,11 @@ WORKS = {
     "a": [sinusoid(steps, tasks) for steps in (1, 5, 10) for tasks in (1, 4, 25)],
     "b": [omniglot(ways, shots, optimizer) for ways, shots in ((5, 1), (20, 5)) for optimizer in ("sgd", "adam")],
     "c": [{"name": "ResNet-12, 84x84, 5-way 1-shot", "network": "resnet12", "widths": [64, 128, 256, 512], "ways": 5,
-           "example": [3, 84, 84], "steps": 5, "tasks": 2, "shots": 1, "queries": 1, "optimizer": "sgd", "lr": 0.01}],
+           "example": [3, 84, 84], "steps": 5, "tasks": 2, "shots": 1, "queries": 1, "optimizer": "sgd", "lr": 0.01,
+           "long": True}],
     "d": [{"name": "DenseNet-BC-100-12, learned rates", "network": "densenet", "growth": 12, "layers": 16, "ways": 4,
            "example": [3, 32, 32], "steps": 15, "tasks": 1, "shots": 1, "queries": 1, "optimizer": "sgd", "lr": 0.01,
-           "learned": "rates"}],
+           "learned": "rates", "long": True}],
     "e": [{"name": "transformer of 4 layers, 16 steps", "network": "transformer", "layers": 4, "heads": 4, "ways": 4,
            "example": [64, 32], "steps": 16, "tasks": 1, "shots": 4, "queries": 4, "optimizer": "sgd", "lr": 0.05,
            "strategies": ["replay"]}],
@@ -202,3 +203,4 @@ WORKS = {
 for each in sum(WORKS.values(), []):
     each.setdefault("learned", None)
     each.setdefault("strategies", [])
+    each.setdefault("long", False)

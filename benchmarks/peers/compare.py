@@ -74,7 +74,7 @@ class Contender:
         first = self.counted.pop("milliseconds")
         if self.is_long and first > 10000:
             self.milliseconds[self.limits.threads] = [first]
-        return np.fromfile(file, "<f4").astype(float)
+        return np.fromfile(file)
 
     def prepare(self):
         """Tries one thread, too, and keeps a number of threads unless another one is faster by a third."""
@@ -147,7 +147,7 @@ def run(spec, folder, arguments):
         for name, command in commands(spec, folder, arguments).items():
             if contender := attempt(name, lambda: Contender(name, command, spec["long"], arguments)):
                 everyone.append(contender)
-                gradients[name] = attempt(name, lambda: contender.gradient(folder / "gradient.f32"))
+                gradients[name] = attempt(name, lambda: contender.gradient(folder / "gradient"))
         for contender in alive():
             attempt(contender.name, contender.prepare)
         begin = time.monotonic()
@@ -168,12 +168,12 @@ def run(spec, folder, arguments):
     return sorted(rows, key=lambda row: order.index(row["contender"]))
 
 
-def gemm_flops(threads):
+def gemm_flops(threads, dtype):
     """Floating-point operations a second in a product of large matrices."""
     import torch
 
     torch.set_num_threads(threads)
-    a, b = torch.rand(2, 2048, 2048)
+    a, b = torch.rand(2, 2048, 2048, dtype=getattr(torch, dtype))
     seconds = []
     while len(seconds) < 30 and sum(seconds) < 5:
         begin = time.perf_counter()
@@ -192,6 +192,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=10, help="after which a work begins no other round (default: %(default)s)")
     parser.add_argument("--round-ms", type=float, default=300, help="milliseconds of a contender in a round (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="threads of each, or one if that is faster (default: %(default)s)")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--limit", type=float, default=60, help="seconds for a meta-gradient, or for compiling it (default: %(default)s)")
     parser.add_argument("--limit-gb", type=float, default=12, help="memory for a contender (default: %(default)s)")
     parser.add_argument("--out", help="a file for the results, as in results.json; results.md and results.png go beside it")
@@ -199,7 +200,7 @@ def main():
 
     cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "")
     results = {"date": datetime.date.today().isoformat(), "processor": cpu, "cores": os.cpu_count(),
-               "threads": arguments.threads, "flops_per_second": gemm_flops(arguments.threads),
+               "threads": arguments.threads, "dtype": arguments.dtype, "flops_per_second": gemm_flops(arguments.threads, arguments.dtype),
                "versions": {"Python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PEERS}},
                "rows": []}
     print(report.heading(results))
@@ -208,7 +209,7 @@ def main():
             if arguments.match not in each["name"]:
                 continue
             with tempfile.TemporaryDirectory() as folder:
-                rows = run(work.write(folder, each), pathlib.Path(folder), arguments)
+                rows = run(work.write(folder, each, arguments.dtype), pathlib.Path(folder), arguments)
             results["rows"] += rows
             print("\n" + report.table(rows, results["flops_per_second"]), flush=True)
             if arguments.out:

@@ -1,6 +1,6 @@
 """What every contender written in Python does: it answers on stdout to the lines of compare.py on stdin.
 
-    gradient FILE    writes the meta-gradient (initial weights, then hyperparameters, one after the other, float32) and
+    gradient FILE    writes the meta-gradient (initial weights, then hyperparameters, one after the other, float64) and
                      answers the milliseconds that it took, with what was counted meanwhile: operators, flops
     threads COUNT    computes with so many threads from now on; answers whether it can
     measure COUNT    the milliseconds of so many meta-gradients
@@ -30,7 +30,7 @@ def serve(meta_gradient, counted=lambda function: (function(), {}), set_threads=
             begin = time.perf_counter()
             gradients, counts = counted(meta_gradient)
             answer = {"milliseconds": 1e3 * (time.perf_counter() - begin), **counts}
-            np.concatenate([np.asarray(g).ravel() for g in gradients]).astype("<f4").tofile(argument[0].strip())
+            np.concatenate([np.asarray(g).ravel() for g in gradients]).astype("float64").tofile(argument[0].strip())
         elif command == "threads":
             answer = set_threads is not None
             if set_threads:

@@ -34,9 +34,8 @@ namespace {
 using nlohmann::json;
 using torch::Tensor;
 
-template <class T>
-Tensor read(const std::string& file, at::IntArrayRef sizes) {
-  auto tensor = torch::empty(sizes, c10::CppTypeToScalarType<T>::value);
+Tensor read(const std::string& file, at::IntArrayRef sizes, at::ScalarType dtype) {
+  auto tensor = torch::empty(sizes, dtype);
   std::ifstream in(file, std::ios::binary);
   in.read(static_cast<char*>(tensor.mutable_data_ptr()), tensor.nbytes());
   TORCH_CHECK(in, "gimli_peer: cannot read ", tensor.nbytes(), " bytes of '", file, "'");
@@ -96,14 +95,18 @@ Model network(const json& spec) {
 class Work final {
  public:
   explicit Work(const std::string& folder)
-      : spec_(json::parse(std::ifstream(folder + "/spec.json"))), model_(network(spec_)) {
+      : spec_(json::parse(std::ifstream(folder + "/spec.json"))),
+        dtype_(spec_["dtype"] == "float64" ? torch::kDouble : torch::kFloat),
+        model_(network(spec_)) {
+    model_.module->to(dtype_);
     const auto parameters = model_.module->parameters();
     meta_parameters_ = parameters;
-    read_into(parameters, "shapes", folder + "/parameters.f32");
+    read_into(parameters, "shapes", folder + "/parameters");
 
     const std::string learned = spec_["learned"].is_null() ? "" : spec_["learned"], name = spec_["optimizer"];
     const double lr = spec_["lr"];
     const optim::LSTMOptimizer lstm(optim::LSTMOptimizerOptions(lr).hidden_size(spec_.value("hidden", 20)));
+    lstm.network()->to(dtype_);
     auto optimizer = name == "adam"   ? optim::Optimizer(optim::Adam(optim::AdamOptions(lr)), parameters)
                      : name == "lstm" ? optim::Optimizer(lstm, parameters)
                                       : optim::Optimizer(optim::SGD(lr), parameters);
@@ -112,18 +115,18 @@ class Work final {
       hyperparameters =
           optim::learn(optimizer, {"lr"}, optim::LearnOptions().granularity(optim::Granularity::per_tensor)).tensors();
     } else if (learned == "penalties") {
-      hyperparameters = {torch::zeros(static_cast<int64_t>(parameters.size()), torch::requires_grad())};
+      hyperparameters = {
+          torch::zeros(static_cast<int64_t>(parameters.size()), torch::dtype(dtype_).requires_grad(true))};
     } else if (learned == "optimizer") {
       hyperparameters = lstm.parameters();
     }
-    read_into(hyperparameters, "hyperparameter_shapes", folder + "/hyperparameters.f32");
+    read_into(hyperparameters, "hyperparameter_shapes", folder + "/hyperparameters");
     meta_parameters_.insert(meta_parameters_.end(), hyperparameters.begin(), hyperparameters.end());
 
     const bool classes = spec_.contains("ways");
     const auto of = [&](const std::string& what) {
       const auto sizes = spec_[what + "_shape"].get<std::vector<int64_t>>();
-      if (what[0] == 'x' || !classes) return read<float>(folder + "/" + what + ".f32", sizes);
-      return read<int64_t>(folder + "/" + what + ".i64", sizes);
+      return read(folder + "/" + what, sizes, what[0] == 'y' && classes ? torch::kLong : dtype_);
     };
     const auto x = of("x"), y = of("y"), x_query = of("xq"), y_query = of("yq");
     for (int64_t t = 0; t < x.size(0); ++t) tasks_.push_back({x[t], y[t], x_query[t], y_query[t]});
@@ -178,7 +181,7 @@ class Work final {
                 "', got ", tensors.size());
     int64_t count = 0;
     for (const auto& tensor : tensors) count += tensor.numel();
-    const auto values = read<float>(file, {count});
+    const auto values = read(file, {count}, dtype_);
     torch::NoGradGuard no_grad;
     int64_t at = 0;
     for (size_t i = 0; i < tensors.size(); ++i) {
@@ -190,6 +193,7 @@ class Work final {
   }
 
   json spec_;
+  at::ScalarType dtype_;
   Model model_;
   TensorList meta_parameters_;
   std::vector<Task> tasks_;
@@ -266,7 +270,7 @@ void serve(const Work& work, const Strategy& strategy, int64_t threads) {
       answer["remark"] = result.cost.capture_remark;
       std::ofstream out(argument, std::ios::binary);
       for (const auto& gradient : result.gradients) {
-        const auto dense = gradient.to(torch::kFloat).contiguous();
+        const auto dense = gradient.to(torch::kDouble).contiguous();
         out.write(static_cast<const char*>(dense.const_data_ptr()), static_cast<std::streamsize>(dense.nbytes()));
       }
     } else if (command == "threads") {

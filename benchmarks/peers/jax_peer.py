@@ -12,6 +12,7 @@ import work
 from jax_networks import forward, linear
 
 spec, initial, hyperparameters, data = work.read(sys.argv[1])
+jax.config.update("jax_enable_x64", spec["dtype"] == "float64")
 checkpoint = "checkpoint" in sys.argv[2:]
 learned, lr = spec["learned"], spec["lr"]
 meta_parameters = jax.tree.map(jnp.asarray, (initial, hyperparameters))
@@ -36,7 +37,7 @@ def lstm(hyperparameters):
     """Andrychowicz et al. 2016."""
 
     def init(parameters):
-        return 2 * [2 * [jnp.zeros((sum(p.size for p in parameters), spec["hidden"]))]]
+        return 2 * [2 * [jnp.zeros((sum(p.size for p in parameters), spec["hidden"]), spec["dtype"])]]
 
     def update(gradients, state, parameters):
         g = jnp.concatenate([g.ravel() for g in gradients])

@@ -7,7 +7,7 @@ import pathlib
 
 def heading(results):
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    return (f"{results['date']}, {results['processor']}, {results['cores']} cores, {results['threads']} threads, "
+    return (f"{results['date']}, {results['processor']}, {results['cores']} cores, {results['threads']} threads, {results['dtype']}, "
             f"{results['flops_per_second'] / 1e9:.0f} GFLOP/s in a product of 2048x2048 matrices; {versions}")
 
 

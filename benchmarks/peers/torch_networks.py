@@ -85,7 +85,7 @@ NETWORKS = {"mlp": mlp, "conv4": conv4, "resnet12": resnet12, "densenet": densen
 
 
 def network(spec, initial):
-    model = nn.Sequential(*NETWORKS[spec["network"]](spec))
+    model = nn.Sequential(*NETWORKS[spec["network"]](spec)).to(getattr(torch, spec["dtype"]))
     with torch.no_grad():
         for parameter, value in zip(model.parameters(), initial, strict=True):
             parameter.copy_(torch.from_numpy(value))

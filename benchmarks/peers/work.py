@@ -1,8 +1,8 @@
 """The works that the peers are measured on: networks, data and settings, written to a folder that every contender reads.
 
-A folder has spec.json and raw little-endian files: parameters.f32 (all initial weights, one after the other),
-hyperparameters.f32 (likewise, of what is learned besides), x.f32 and xq.f32 (support and query inputs of all tasks), and
-y, yq as .f32 (regression) or .i64 (classes).
+A folder has spec.json and raw files of the spec's dtype: parameters (all initial weights, one after the other),
+hyperparameters (likewise, of what is learned besides), x and xq (support and query inputs of all tasks), y and yq
+(targets; classes are int64).
 """
 
 import json
@@ -112,31 +112,30 @@ def examples(work, shots, rng):
     return x + work["patterns"][y], y
 
 
-def write(folder, work):
+def write(folder, work, dtype):
     """Writes the inputs of a work, as WORKS has it, and returns its spec."""
     rng = np.random.default_rng(1)
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    spec = dict(work)
     parameters = NETWORKS[work["network"]](work)
-    spec["shapes"] = [shape for _, shape in parameters]
     learned = hyperparameters(work, len(parameters), rng)
-    spec["hyperparameter_shapes"] = [list(values.shape) for values in learned]
+    spec = dict(work, dtype=dtype, shapes=[shape for _, shape in parameters],
+                hyperparameter_shapes=[list(values.shape) for values in learned])
     for name, values in (("parameters", initial(parameters, rng)), ("hyperparameters", learned)):
-        np.concatenate([np.empty(0), *(v.ravel() for v in values)]).astype("<f4").tofile(folder / f"{name}.f32")
+        np.concatenate([np.empty(0), *(v.ravel() for v in values)]).astype(dtype).tofile(folder / name)
     if "ways" in work:
         work = dict(work, patterns=0.5 * rng.standard_normal((work["ways"], *work["example"])))
     for x_name, y_name, count in (("x", "y", work["shots"]), ("xq", "yq", work["queries"])):
-        if "ways" in work:
-            x, y = examples(work, count, rng)
-            y.astype("<i8").tofile(folder / f"{y_name}.i64")
-        else:
-            x, y = sinusoids(work["tasks"], count, rng)
-            y.astype("<f4").tofile(folder / f"{y_name}.f32")
-        x.astype("<f4").tofile(folder / f"{x_name}.f32")
-        spec[f"{x_name}_shape"], spec[f"{y_name}_shape"] = list(x.shape), list(y.shape)
+        x, y = examples(work, count, rng) if "ways" in work else sinusoids(work["tasks"], count, rng)
+        for name, values in ((x_name, x), (y_name, y)):
+            values.astype(dtype_of(spec, name)).tofile(folder / name)
+            spec[f"{name}_shape"] = list(values.shape)
     (folder / "spec.json").write_text(json.dumps(spec))
     return spec
+
+
+def dtype_of(spec, name):
+    return "int64" if name in ("y", "yq") and "ways" in spec else spec["dtype"]
 
 
 def read(folder):
@@ -146,16 +145,12 @@ def read(folder):
 
     def arrays(name, shapes):
         ends = np.cumsum([np.prod(shape, dtype=int) for shape in shapes])
-        return [part.reshape(shape) for part, shape in zip(np.split(np.fromfile(folder / name, "<f4"), ends), shapes)]
+        parts = np.split(np.fromfile(folder / name, spec["dtype"]), ends)
+        return [part.reshape(shape) for part, shape in zip(parts, shapes)]
 
-    data = {}
-    for name in ("x", "y", "xq", "yq"):
-        file = folder / f"{name}.f32"
-        kind = "<f4" if file.exists() else "<i8"
-        file = file if file.exists() else folder / f"{name}.i64"
-        data[name] = np.fromfile(file, kind).reshape(spec[f"{name}_shape"])
-    return (spec, arrays("parameters.f32", spec["shapes"]),
-            arrays("hyperparameters.f32", spec["hyperparameter_shapes"]), data)
+    data = {name: np.fromfile(folder / name, dtype_of(spec, name)).reshape(spec[f"{name}_shape"])
+            for name in ("x", "y", "xq", "yq")}
+    return spec, arrays("parameters", spec["shapes"]), arrays("hyperparameters", spec["hyperparameter_shapes"]), data
 
 
 NETWORKS = {"mlp": mlp, "conv4": conv4, "resnet12": resnet12, "densenet": densenet, "transformer": transformer}

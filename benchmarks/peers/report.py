@@ -81,5 +81,5 @@ def write(results, file):
     plot(results, picture)
     tables = [table(rows, results["flops_per_second"]) for _, rows in works_of(results)]
     page = ["# gimli beside its peers", heading(results) + ".", f"![Time and peak memory of each work]({picture.name})",
-            "Printed by `benchmarks/peers/run.sh`; [README.md](README.md) says what the works and the columns are.", *tables]
+            "Printed by `benchmarks/peers/run.sh`; [its README](README.md) says what the works and the columns are.", *tables]
     file.with_suffix(".md").write_text("\n\n".join(page) + "\n")

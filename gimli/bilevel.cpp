@@ -13,8 +13,30 @@ bool contains(const std::vector<int64_t>& list, int64_t value) {
 // The streams that a task's seed begins; each has one for every step.
 enum Streams : uint64_t { inner_stream, outer_stream, update_stream };
 
-uint64_t seed_of(const TaskRef& task, Streams streams, int64_t step) {
-  return fork_seed(fork_seed(task.seed(), streams), step);
+std::vector<uint64_t> seeds_of(const TaskRef& task, Streams streams) {
+  auto seeds = task.together() ? task.together()->seeds : std::vector<uint64_t>{task.seed()};
+  for (auto& seed : seeds) seed = fork_seed(seed, streams);
+  return seeds;
+}
+
+std::vector<uint64_t> seeds_of(const TaskRef& task, Streams streams, int64_t step) {
+  auto seeds = seeds_of(task, streams);
+  for (auto& seed : seeds) seed = fork_seed(seed, step);
+  return seeds;
+}
+
+/// What a closure returned as tasks that run together have it: no operator need have seen it.
+at::Tensor of_all_tasks(const VmapLevel& level, const at::Tensor& returned) {
+  auto value = resolve(returned);
+  TORCH_CHECK(level.allows(value), "Vmap: a closure returns a tensor (", value.scalar_type(), " of shape ",
+              value.sizes(),
+              ") of which nobody said whether each task has its own; declare it by Bilevel::inputs or "
+              "Bilevel::constants");
+  return value;
+}
+
+OuterValue of_all_tasks(const VmapLevel& level, const OuterValue& returned) {
+  return {of_all_tasks(level, returned.loss), of_all_tasks(level, returned.auxiliary)};
 }
 
 }  // namespace
@@ -23,6 +45,12 @@ TaskRef TaskRef::in_batch(int64_t index, uint64_t seed) const {
   auto result = *this;
   result.index_ = index;
   result.seed_ = fork_seed(seed, index);
+  return result;
+}
+
+TaskRef TaskRef::with(std::shared_ptr<const Together> together) const {
+  auto result = *this;
+  result.together_ = std::move(together);
   return result;
 }
 
@@ -154,11 +182,61 @@ TensorList Bilevel::tensors() const {
   return result;
 }
 
+TensorList Bilevel::inputs_of(const TaskRef& task) const {
+  if (task.together()) return task.together()->stacked;
+  return inputs_ ? inputs_(task, 0) : TensorList();
+}
+
+TaskRef Bilevel::together(const std::vector<TaskRef>& tasks) const {
+  TORCH_CHECK(inputs_,
+              "Vmap: the problem does not say what its closures read of a task; declare it by Bilevel::inputs");
+  TaskRef::Together together;
+  together.first.tensors = inputs_of(tasks[0]);
+  together.shared = tensors();
+  std::vector<TensorList> of_tasks(together.first.size());
+  for (const auto& task : tasks) {
+    together.seeds.push_back(task.seed());
+    const auto inputs = inputs_of(task);
+    TORCH_CHECK(inputs.size() == of_tasks.size(), "Vmap: inputs() returned ", inputs.size(), " tensors for task ",
+                task.index(), " and ", of_tasks.size(), " for task ", tasks[0].index());
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      TORCH_CHECK(inputs[i].defined(), "Vmap: input ", i, " of task ", task.index(), " is undefined");
+      const auto& first = together.first.tensors[i];
+      TORCH_CHECK(inputs[i].sizes() == first.sizes() && inputs[i].options().type_equal(first.options()),
+                  "Vmap: tasks run together only if their tensors have the same shapes and types: input ", i,
+                  " of task ", task.index(), " is ", inputs[i].scalar_type(), " of shape ", inputs[i].sizes(),
+                  ", that of task ", tasks[0].index(), " ", first.scalar_type(), " of shape ", first.sizes());
+      of_tasks[i].push_back(inputs[i]);
+    }
+  }
+  for (size_t i = 0; i < of_tasks.size(); ++i) {
+    together.first.names.push_back(c10::str("input ", i, " of the task"));
+    together.stacked.push_back(at::stack(of_tasks[i]));
+  }
+  return tasks[0].with(std::make_shared<const TaskRef::Together>(std::move(together)));
+}
+
+template <class Result>
+Result Bilevel::call(const Closure<Result>& closure, const TaskRef& task, int64_t step) const {
+  if (!task.together()) return closure(task, step);
+  const auto& [seeds, first, stacked, shared] = *task.together();
+  auto& level = *VmapLevel::current();
+  level.allow_only(shared);
+  const ModelTensors inputs(first);
+  const Substitution all_tasks(inputs, level.wrap(stacked), {});
+  return of_all_tasks(level, closure(task, step));
+}
+
 InnerLoop Bilevel::start(Graph graph, const TaskRef& task) const {
-  InnerLoop loop(
-      model_, optimizer_,
-      InnerLoopOptions().graph(graph).gradient_transforms(transforms_).seed(fork_seed(task.seed(), update_stream)));
-  if (start_) loop.set_state(*start_);
+  auto options = InnerLoopOptions().graph(graph).gradient_transforms(transforms_);
+  auto seeds = seeds_of(task, update_stream);
+  task.together() ? options.task_seeds(std::move(seeds)) : options.seed(seeds[0]);
+  InnerLoop loop(model_, optimizer_, std::move(options));
+  if (start_) {
+    auto state = *start_;
+    if (!state.rules) state.rules = loop.state().rules;
+    loop.set_state(task.together() ? expanded(state, task.count()) : state);
+  }
   return loop;
 }
 
@@ -167,17 +245,19 @@ at::Tensor Bilevel::loss(InnerLoop& loop, const TaskRef& task) const {
   if (stops_gradient_before(step)) loop.set_state(apart_from(model_, loop.state()));
   at::AutoGradMode with_gradient(true);
   auto loss = loop.run([&] {
-    const RandomStream stream(seed_of(task, inner_stream, step));
-    return inner_(task, step);
+    const RandomStream stream(seeds_of(task, inner_stream, step));
+    return call(inner_, task, step);
   });
   if (!has_proximal()) return loss;
+  const VmapLevel level(task.count());
+  loss = level.wrap(loss);
   for (size_t i = 0; i < model_.parameters.size(); ++i) {
     if (!loop.adapts(i)) continue;
-    const auto& theta = loop.parameters()[i];
+    const auto theta = level.wrap(loop.parameters()[i]);
     const auto distance = (theta - resolve(model_.parameters.tensors[i])).square().sum();
     loss = optim::add_scaled(loss, proximal_, distance / 2);
   }
-  return loss;
+  return level.unwrap(loss);
 }
 
 at::Tensor Bilevel::step(InnerLoop& loop, const TaskRef& task) const { return loop.step(loss(loop, task)); }
@@ -186,12 +266,12 @@ OuterValue Bilevel::outer(const InnerLoop& loop, const TaskRef& task) const {
   const auto step = loop.state().step;
   auto branch = loop;
   auto [loss, auxiliary] = branch.run([&] {
-    const RandomStream stream(seed_of(task, outer_stream, step));
-    auto value = outer_(task, step);
+    const RandomStream stream(seeds_of(task, outer_stream, step));
+    auto value = call(outer_, task, step);
     return std::pair(std::move(value.loss), std::move(value.auxiliary));
   });
-  checked_loss(loss, c10::str("Bilevel: the outer loss after step ", step));
-  return {std::move(loss), auxiliary.defined() ? auxiliary.detach() : auxiliary};
+  return {checked_loss(loss, task.count(), c10::str("Bilevel: the outer loss after step ", step)),
+          auxiliary.defined() ? auxiliary.detach() : auxiliary};
 }
 
 }  // namespace gimli

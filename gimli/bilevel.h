@@ -32,6 +32,20 @@ class TaskRef final {
   int64_t index() const { return index_; }
   uint64_t seed() const { return seed_; }
 
+  /// Several tasks that run together: the closures are given the first, and read the others' tensors in the place of
+  /// its own.
+  struct Together {
+    std::vector<uint64_t> seeds;
+    NamedTensors first;  ///< the tensors of the first task, as declared
+    TensorList stacked;  ///< those of all tasks, [tasks, ...]
+    TensorList shared;   ///< what all tasks read
+  };
+  TaskRef with(std::shared_ptr<const Together> together) const;
+  /// These tasks, or nullptr if it is one.
+  const Together* together() const { return together_.get(); }
+  /// How many they are, or 0.
+  int64_t count() const { return together_ ? static_cast<int64_t>(together_->seeds.size()) : 0; }
+
  private:
   TaskRef(const void* task, const std::type_info* type) : task_(task), type_(type) {}
 
@@ -39,6 +53,7 @@ class TaskRef final {
   const std::type_info* type_ = nullptr;
   int64_t index_ = 0;
   uint64_t seed_ = 0;
+  std::shared_ptr<const Together> together_;
 };
 
 /// The tasks of a batch. It refers to the elements of a vector, which must outlive it.
@@ -165,8 +180,10 @@ class Bilevel final {
 
   /// A number that copies share until one of their settings is changed; seed() changes none.
   uint64_t identity() const { return identity_; }
-  /// The tensors of a task, as declared.
-  TensorList inputs_of(const TaskRef& task) const { return inputs_ ? inputs_(task, 0) : TensorList(); }
+  /// The tensors of a task, as declared; stacked, those of several together.
+  TensorList inputs_of(const TaskRef& task) const;
+  /// Tasks as one that runs them together. Refuses what it cannot know to be right, by the name "Vmap".
+  TaskRef together(const std::vector<TaskRef>& tasks) const;
   /// All others that are known to be read: the model's, the optimizer's, where the loop starts, and the constants.
   TensorList tensors() const;
 
@@ -216,6 +233,10 @@ class Bilevel final {
       };
     }
   }
+
+  /// `closure(task, step)`, where operators read the tensors of all tasks that run together.
+  template <class Result>
+  Result call(const Closure<Result>& closure, const TaskRef& task, int64_t step) const;
 
   /// Gives the problem an identity of its own.
   Bilevel& changed();

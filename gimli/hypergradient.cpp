@@ -4,6 +4,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 
 #include <chrono>
+#include <map>
 #include <mutex>
 
 #include "gimli/hypergradient/adjoint.h"
@@ -40,14 +41,10 @@ class DrawnSeed final {
 /// Runs `task_result` for every task and gathers a Result, adding in the order of the tasks.
 template <class Function>
 Result gather(const Bilevel& problem, const TensorList& meta_parameters, const TaskList& tasks, const TaskBatch& batch,
-              Function task_result) {
-  problem.check();
-  const auto count = tasks.size();
-  TORCH_CHECK(count > 0, "hypergradient: got an empty list of tasks");
+              uint64_t seed, Function task_result) {
   const auto begin = std::chrono::steady_clock::now();
-  std::optional<DrawnSeed> drawn;
-  if (!problem.seed()) drawn.emplace();
-  const auto seed = drawn ? drawn->seed() : *problem.seed();
+  const auto width = batch.together(tasks.size());
+  const auto count = (tasks.size() + width - 1) / width;
 
   // Results wait for those of the tasks before them, so that sums do not depend on who finishes first.
   std::vector<std::optional<Strategy::TaskResult>> waiting(count);
@@ -58,17 +55,27 @@ Result gather(const Bilevel& problem, const TensorList& meta_parameters, const T
   const auto take = [&](Strategy::TaskResult& task) {
     TORCH_CHECK(task.gradients.size() == meta_parameters.size(), "hypergradient: the strategy returned ",
                 task.gradients.size(), " gradients for ", meta_parameters.size(), " meta-parameters");
-    losses.push_back(task.outer_loss.reshape({}));
-    result.auxiliary.push_back(std::move(task.auxiliary));
+    const auto together = width > 1 ? task.outer_loss.numel() : 0;
+    losses.push_back(task.outer_loss.reshape({-1}));
     result.gradients = next == 0 ? std::move(task.gradients) : sum(std::move(result.gradients), task.gradients);
-    if (problem.keeps_final_states()) {
-      result.final_states.push_back(apart_from(problem.model(), task.final_state));
+    if (problem.keeps_final_states()) task.final_state = apart_from(problem.model(), task.final_state);
+    if (together == 0) {
+      result.auxiliary.push_back(std::move(task.auxiliary));
+      if (problem.keeps_final_states()) result.final_states.push_back(std::move(task.final_state));
+    }
+    for (int64_t i = 0; i < together; ++i) {
+      result.auxiliary.push_back(task.auxiliary.defined() ? task.auxiliary[i] : at::Tensor());
+      if (problem.keeps_final_states()) result.final_states.push_back(state_of(task.final_state, i));
     }
     if (!task.solution.empty()) result.solutions.push_back(std::move(task.solution));
-    result.cost += task.cost;
+    result.cost += task.cost.times(std::max<int64_t>(together, 1));
   };
   batch.run(count, [&](int64_t i) {
-    auto value = task_result(tasks[i].in_batch(i, seed));
+    std::vector<TaskRef> some;
+    for (int64_t t = i * width; t < std::min((i + 1) * width, tasks.size()); ++t) {
+      some.push_back(tasks[t].in_batch(t, seed));
+    }
+    auto value = task_result(width > 1 ? problem.together(some) : some[0]);
     if (!problem.keeps_final_states()) value.final_state = {};
     const std::lock_guard lock(mutex);
     waiting[i] = std::move(value);
@@ -78,11 +85,40 @@ Result gather(const Bilevel& problem, const TensorList& meta_parameters, const T
     }
   });
 
-  result.outer_losses = at::stack(losses);
+  result.outer_losses = at::cat(losses);
   result.outer_loss = result.outer_losses.mean();
-  result.gradients = divide(std::move(result.gradients), static_cast<double>(count));
-  result.cost.task_batch = batch.name();
+  result.gradients = divide(std::move(result.gradients), static_cast<double>(tasks.size()));
   result.cost.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return result;
+}
+
+/// Gathers by the batch that runs this job.
+template <class Function>
+Result run(const Bilevel& problem, const TensorList& meta_parameters, const TaskList& tasks, const TaskBatch& batch,
+           const std::string& strategy, Function task_result) {
+  problem.check();
+  TORCH_CHECK(tasks.size() > 0, "hypergradient: got an empty list of tasks");
+  std::optional<DrawnSeed> drawn;
+  if (!problem.seed()) drawn.emplace();
+  const auto seed = drawn ? drawn->seed() : *problem.seed();
+
+  TaskBatch::Job job{problem.identity(), strategy, tasks.size(), {}};
+  for (const auto& tensor : problem.inputs_of(tasks[0])) {
+    job.shapes.push_back(tensor.dim());
+    job.shapes.insert(job.shapes.end(), tensor.sizes().begin(), tensor.sizes().end());
+  }
+  std::map<const TaskBatch*, Result> tried;
+  const auto trial = [&](const TaskBatch& candidate) -> TaskBatch::Outcome {
+    const auto& result = tried[&candidate] = gather(problem, meta_parameters, tasks, candidate, seed, task_result);
+    return {{result.outer_losses}, result.gradients, result.cost.seconds};
+  };
+  const auto [chosen, remark] = batch.choose(job, trial);
+  const auto found = tried.find(&chosen);
+  auto result = found != tried.end() ? std::move(found->second)
+                                     : gather(problem, meta_parameters, tasks, chosen, seed, task_result);
+  result.cost.strategy = strategy;
+  result.cost.task_batch = &chosen == &batch ? batch.name() : c10::str(batch.name(), ": ", chosen.name());
+  result.cost.task_batch_remark = remark;
   if (drawn) drawn->use();
   return result;
 }
@@ -116,7 +152,10 @@ Result hypergradient(const Bilevel& problem, const TensorList& meta_parameters, 
   }
   at::AutoGradMode with_gradient(true);
   const auto name = strategy.name();
-  auto result = gather(problem, meta_parameters, tasks, batch, [&](const TaskRef& task) {
+  auto result = run(problem, meta_parameters, tasks, batch, name, [&](const TaskRef& task) {
+    const auto reason = task.together() ? strategy.one_task_because() : "";
+    TORCH_CHECK(reason.empty(), "Vmap: ", name, " does not take tasks together: ", reason,
+                "; run them with Sequential or Threads");
     auto value = strategy.differentiate(problem, meta_parameters, task);
     check_reach(problem.model(), meta_parameters, value, name);
     return value;
@@ -130,12 +169,11 @@ Result hypergradient(const Bilevel& problem, const TensorList& meta_parameters, 
                 " differentiates it; give the tensor that the problem itself uses, and a strategy that reaches it");
     gradient = at::zeros_like(meta_parameters[i], at::TensorOptions().requires_grad(false));
   }
-  result.cost.strategy = name;
   return result;
 }
 
 Result evaluate(const Bilevel& problem, const TaskList& tasks, const TaskBatch& batch) {
-  return gather(problem, {}, tasks, batch, [&](const TaskRef& task) { return run_without_graph(problem, task); });
+  return run(problem, {}, tasks, batch, "", [&](const TaskRef& task) { return run_without_graph(problem, task); });
 }
 
 }  // namespace gimli

@@ -10,7 +10,8 @@ namespace gimli {
 struct CostReport : TaskCost {
   std::string strategy;
   std::string task_batch;
-  double seconds = 0;  ///< wall time
+  std::string task_batch_remark;  ///< what Auto measured
+  double seconds = 0;             ///< wall time
 };
 
 struct Result {

@@ -47,7 +47,61 @@ struct Lent {
   std::vector<optim::Iterate> iterates;
 };
 
+/// A level for tasks that run together, if they do, and operators that are seen by it.
+struct Together {
+  explicit Together(int64_t tasks) : level(tasks) {
+    if (tasks > 0) seen.emplace();
+  }
+
+  const VmapLevel level;
+  std::optional<Interception> seen;
+};
+
+bool any_wrapped(const std::vector<optim::Values>& hyperparameters) {
+  for (const auto& values : hyperparameters) {
+    for (const auto& value : values) {
+      if (!value.is_number() && is_wrapped(value.tensor())) return true;
+    }
+  }
+  return false;
+}
+
+template <class Function>
+std::vector<optim::Iterate> map_tensors(std::vector<optim::Iterate> iterates, Function function) {
+  for (auto& [parameter, state] : iterates) {
+    parameter = function(parameter);
+    for (auto& slot : state.slots) slot = function(slot);
+  }
+  return iterates;
+}
+
+/// Each tensor of a state that an inner loop changes.
+template <class Function>
+InnerState map_tensors(InnerState state, Function function) {
+  const auto each = [&](at::Tensor& tensor) {
+    if (tensor.defined()) tensor = function(tensor);
+  };
+  for (size_t i = 0; i < state.parameters.size(); ++i) {
+    if (!(*state.rules)[i].empty()) each(state.parameters[i]);
+    for (auto& slot : state.optimizer[i].slots) each(slot);
+  }
+  for (auto& buffer : state.buffers) each(buffer);
+  return state;
+}
+
 }  // namespace
+
+InnerState expanded(const InnerState& state, int64_t tasks) {
+  return map_tensors(state, [&](const at::Tensor& tensor) {
+    auto sizes = tensor.sizes().vec();
+    sizes.insert(sizes.begin(), tasks);
+    return tensor.expand(sizes);
+  });
+}
+
+InnerState state_of(const InnerState& together, int64_t task) {
+  return map_tensors(together, [&](const at::Tensor& tensor) { return tensor.select(0, task); });
+}
 
 InnerState InnerState::detach() const {
   InnerState result{detached(parameters), optimizer, detached(buffers), step, rules};
@@ -93,6 +147,7 @@ InnerLoop::InnerLoop(ModelTensors model, optim::Optimizer optimizer, InnerLoopOp
   state_.rules = std::make_shared<const std::vector<std::string>>(std::move(rules));
   for (const auto& buffer : setup->model.buffers.tensors) state_.buffers.push_back(resolve(buffer).detach().clone());
   setup_ = std::move(setup);
+  if (tasks() > 0) state_ = expanded(state_, tasks());
   if (setup_->options.history()) history_.push_back(state_.parameters);
 }
 
@@ -101,6 +156,14 @@ TensorList InnerLoop::writable_buffers() const {
   auto buffers = state_.buffers;
   for (auto& buffer : buffers) buffer = buffer.clone();
   return buffers;
+}
+
+TensorList InnerLoop::seen_parameters(const VmapLevel& level) const {
+  auto parameters = state_.parameters;
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    if (adapts(i)) parameters[i] = level.wrap(parameters[i]);
+  }
+  return parameters;
 }
 
 at::Tensor InnerLoop::step(at::Tensor loss) {
@@ -113,7 +176,7 @@ at::Tensor InnerLoop::step(at::Tensor loss) {
 }
 
 TensorList InnerLoop::gradients(const at::Tensor& loss) const {
-  checked_loss(loss, c10::str("InnerLoop::step: the loss of step ", state_.step));
+  checked_loss(loss, tasks(), c10::str("InnerLoop::step: the loss of step ", state_.step));
   TensorList inputs;
   for (size_t i = 0; i < state_.parameters.size(); ++i) {
     if (adapts(i)) inputs.push_back(state_.parameters[i]);
@@ -123,7 +186,7 @@ TensorList InnerLoop::gradients(const at::Tensor& loss) const {
               " does not depend on the model's parameters");
   const bool full = setup_->options.graph() == Graph::full;
   const bool retain = setup_->options.graph() != Graph::none;
-  const auto found = torch::autograd::grad({loss}, inputs, /*grad_outputs=*/{}, retain, full, /*allow_unused=*/true);
+  const auto found = torch::autograd::grad({loss}, inputs, {at::ones_like(loss)}, retain, full, /*allow_unused=*/true);
 
   TensorList gradients(state_.parameters.size());
   bool any = false;
@@ -139,8 +202,12 @@ TensorList InnerLoop::gradients(const at::Tensor& loss) const {
 TensorList InnerLoop::transformed(TensorList gradients) const {
   at::AutoGradMode mode(setup_->options.graph() != Graph::none);
   const auto& transforms = setup_->options.gradient_transforms();
+  if (transforms.empty()) return gradients;
+  const Together together(tasks());
+  const auto parameters = seen_parameters(together.level);
+  gradients = together.level.wrap(std::move(gradients));
   for (size_t t = 0; t < transforms.size(); ++t) {
-    gradients = with_stream(t + 1, [&] { return transforms[t](std::move(gradients), state_.parameters, state_.step); });
+    gradients = with_stream(t + 1, [&] { return transforms[t](std::move(gradients), parameters, state_.step); });
     TORCH_CHECK(gradients.size() == state_.parameters.size(), "InnerLoop::step: a gradient transform returned ",
                 gradients.size(), " tensors for ", state_.parameters.size(), " parameters");
     for (size_t i = 0; i < gradients.size(); ++i) {
@@ -149,7 +216,7 @@ TensorList InnerLoop::transformed(TensorList gradients) const {
                   setup_->model.parameters.names[i], "'");
     }
   }
-  return gradients;
+  return together.level.unwrap(std::move(gradients));
 }
 
 void InnerLoop::apply(const TensorList& gradients) {
@@ -189,24 +256,38 @@ void InnerLoop::update_groups(const TensorList& gradients) {
   const auto& groups = setup_->optimizer.groups();
   for (size_t g = 0; g < groups.size(); ++g) {
     const auto& positions = setup_->adapted[g].positions;
-    const auto values = values_of_group(g);
+    const auto& rule = *groups[g].rule;
+    const Together together(tasks());
+    const auto values = values_of_group(g, seen_parameters(together.level));
     Lent lent(state_, positions);
-    groups[g].rule->update_all(lent.iterates, picked(gradients, positions), values);
+    if (tasks() == 0 || (rule.is_elementwise() && !any_wrapped(values))) {
+      const VmapLevel::Pause alone;
+      rule.update_all(lent.iterates, picked(gradients, positions), values);
+      continue;
+    }
+    auto seen = map_tensors(lent.iterates, [&](const at::Tensor& tensor) { return together.level.wrap(tensor); });
+    rule.update_all(seen, together.level.wrap(picked(gradients, positions)), values);
+    lent.iterates =
+        map_tensors(std::move(seen), [&](const at::Tensor& tensor) { return together.level.unwrap(tensor); });
   }
 }
 
-std::vector<optim::Values> InnerLoop::values_of_group(size_t group) const {
+std::vector<optim::Values> InnerLoop::values_of_group(size_t group, const TensorList& parameters) const {
   const auto& [indices, positions] = setup_->adapted[group];
-  const auto parameters = picked(state_.parameters, positions);
-  return with_stream(0, [&] { return setup_->optimizer.groups()[group].values_at(state_.step, indices, parameters); });
+  return with_stream(0, [&, adapted = picked(parameters, positions)] {
+    return setup_->optimizer.groups()[group].values_at(state_.step, indices, adapted);
+  });
 }
 
 std::vector<optim::Values> InnerLoop::hyperparameters() const {
   std::vector<optim::Values> result(state_.parameters.size());
   const auto& groups = setup_->optimizer.groups();
+  const Together together(tasks());
   for (size_t g = 0; g < groups.size(); ++g) {
     const auto& positions = setup_->adapted[g].positions;
-    auto values = values_of_group(g);
+    auto values = values_of_group(g, seen_parameters(together.level));
+    TORCH_CHECK(!any_wrapped(values), "InnerLoop::hyperparameters: those of step ", state_.step,
+                " are others for each of the tasks that run together");
     for (size_t k = 0; k < positions.size(); ++k) result[positions[k]] = std::move(values[k]);
   }
   return result;
@@ -225,10 +306,12 @@ void InnerLoop::set_state(InnerState state) {
               c10::Join(", ", *state_.rules));
   for (size_t i = 0; i < state.parameters.size(); ++i) {
     const auto &parameter = state.parameters[i], &own = model.parameters.tensors[i];
-    TORCH_CHECK(parameter.defined() && parameter.sizes() == own.sizes() && parameter.scalar_type() == own.scalar_type(),
+    auto sizes = own.sizes().vec();
+    if (tasks() > 0 && adapts(i)) sizes.insert(sizes.begin(), tasks());
+    TORCH_CHECK(parameter.defined() && parameter.sizes() == sizes && parameter.scalar_type() == own.scalar_type(),
                 "InnerLoop::set_state: the state has '", model.parameters.names[i], "' as ",
                 parameter.defined() ? c10::str(parameter.scalar_type(), " of shape ", parameter.sizes()) : "undefined",
-                ", expected ", own.scalar_type(), " of shape ", own.sizes());
+                ", expected ", own.scalar_type(), " of shape ", sizes);
   }
   TORCH_CHECK(state.step >= 0, "InnerLoop::set_state: expected a state of step 0 or later, got ", state.step);
   state.rules = state_.rules;
@@ -305,12 +388,14 @@ void InnerLoop::copy_state_to(torch::optim::Optimizer& optimizer) const {
   for (auto& held : groups) optim::copy_states(std::move(held.states), held.parameters, optimizer);
 }
 
-const at::Tensor& checked_loss(const at::Tensor& loss, const std::string& what) {
-  TORCH_CHECK(loss.defined() && loss.numel() == 1 && loss.is_floating_point(), what,
+at::Tensor checked_loss(const at::Tensor& loss, int64_t tasks, const std::string& what) {
+  TORCH_CHECK(loss.defined() && loss.numel() == std::max<int64_t>(tasks, 1) && loss.is_floating_point(), what,
               " must be a scalar of floating point, got ",
-              loss.defined() ? c10::str(loss.scalar_type(), " of shape ", loss.sizes()) : "an undefined tensor");
-  Trace::expect_finite(loss, what);
-  return loss;
+              loss.defined()
+                  ? c10::str(loss.scalar_type(), " of shape ", tasks > 0 ? loss.sizes().slice(1) : loss.sizes())
+                  : "an undefined tensor");
+  Trace::expect_finite(tasks > 0 ? loss.detach().sum() : loss, what);
+  return tasks > 0 ? loss.reshape({tasks}) : loss;
 }
 
 }  // namespace gimli

@@ -9,6 +9,7 @@
 #include "gimli/optim/gradient_transform.h"
 #include "gimli/optim/optimizer.h"
 #include "gimli/substitution.h"
+#include "gimli/vmap/level.h"
 
 namespace gimli {
 
@@ -28,6 +29,10 @@ struct InnerLoopOptions {
   /// Where random numbers of gradient transforms and of functions of the step (hyperparameters) begin: each step has
   /// streams of its own (see RandomStream). Without it, they come from libtorch's default generator.
   TORCH_ARG(std::optional<uint64_t>, seed);
+  /// Several tasks together, one a seed: what the loop adapts, what it remembers and its buffers have the tasks as
+  /// their first dimension, and `run` calls its function once for all (see VmapLevel). Random numbers of each task
+  /// begin at its seed, in the place of `seed`.
+  TORCH_ARG(std::vector<uint64_t>, task_seeds);
 };
 
 /// Everything that one step of an inner loop hands to the next. The lists follow the model's parameters and buffers.
@@ -68,9 +73,11 @@ class InnerLoop final {
   /// vectors of them. What it writes to buffers, the loop has from then on; if it throws, nothing changed.
   template <class Function>
   auto run(Function&& function) {
-    auto buffers = writable_buffers();
-    auto result = substituted(setup_->model, state_.parameters, buffers, std::forward<Function>(function));
-    state_.buffers = std::move(buffers);
+    const VmapLevel level(tasks());
+    auto buffers = level.wrap(writable_buffers());
+    auto result = substituted(setup_->model, seen_parameters(level), buffers,
+                              [&] { return level.unwrap(std::forward<Function>(function)()); });
+    state_.buffers = level.unwrap(std::move(buffers));
     return result;
   }
 
@@ -100,6 +107,8 @@ class InnerLoop final {
   void stop_gradient();
 
   const InnerState& state() const { return state_; }
+  /// How many tasks the state is of, if they run together, or 0.
+  int64_t tasks() const { return static_cast<int64_t>(setup_->options.task_seeds().size()); }
   /// Whether the loop adapts the model's i-th parameter, or leaves it frozen.
   bool adapts(size_t i) const { return setup_->group_of[i] != nullptr; }
   /// What adapts it.
@@ -136,14 +145,20 @@ class InnerLoop final {
   };
 
   TensorList writable_buffers() const;
+  /// The parameters as operators are to see them.
+  TensorList seen_parameters(const VmapLevel& level) const;
   /// Calls `function()` with the `index`-th random stream of this step, if the loop has a seed.
   template <class Function>
   auto with_stream(uint64_t index, Function function) const {
+    auto seeds = setup_->options.task_seeds();
+    if (seeds.empty() && setup_->options.seed()) seeds.push_back(*setup_->options.seed());
+    for (auto& seed : seeds) seed = fork_seed(fork_seed(seed, state_.step), index);
     std::optional<RandomStream> stream;
-    if (const auto& seed = setup_->options.seed()) stream.emplace(fork_seed(fork_seed(*seed, state_.step), index));
+    if (!seeds.empty()) stream.emplace(seeds);
     return function();
   }
-  std::vector<optim::Values> values_of_group(size_t group) const;
+  /// For parameters as operators see them.
+  std::vector<optim::Values> values_of_group(size_t group, const TensorList& parameters) const;
   void update(const TensorList& gradients);
   void update_groups(const TensorList& gradients);
 
@@ -152,7 +167,14 @@ class InnerLoop final {
   std::vector<TensorList> history_;
 };
 
-/// `loss`, if it is a finite scalar of floating point; otherwise throws a sentence that begins with `what`.
-const at::Tensor& checked_loss(const at::Tensor& loss, const std::string& what);
+/// `loss`, if it is a finite scalar of floating point, or one for each of `tasks` that run together; otherwise throws a
+/// sentence that begins with `what`.
+at::Tensor checked_loss(const at::Tensor& loss, int64_t tasks, const std::string& what);
+
+/// The state of an inner loop of one task as that of `tasks`, which share it.
+InnerState expanded(const InnerState& state, int64_t tasks);
+
+/// That of one of the tasks.
+InnerState state_of(const InnerState& together, int64_t task);
 
 }  // namespace gimli

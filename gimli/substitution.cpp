@@ -17,6 +17,8 @@
 #include <unordered_set>
 
 #include "gimli/operators/replacement.h"
+#include "gimli/vmap/level.h"
+#include "gimli/vmap/rules.h"
 
 namespace gimli {
 namespace {
@@ -26,6 +28,12 @@ constexpr auto mode_key = c10::DispatchKey::TESTING_ONLY_GenericMode;
 
 thread_local Substitution* innermost = nullptr;
 thread_local RandomStream* innermost_stream = nullptr;
+
+/// The memory of a tensor, or of what it wraps.
+const c10::StorageImpl* storage_of(const at::TensorBase& tensor) {
+  const at::TensorBase& own = is_wrapped(tensor) ? physical(at::Tensor(tensor)) : tensor;
+  return own.has_storage() ? own.storage().unsafeGetStorageImpl() : nullptr;
+}
 
 bool is_written(const c10::OperatorHandle& op, size_t argument) {
   const auto* alias = op.schema().arguments()[argument].alias_info();
@@ -41,8 +49,8 @@ const at::Tensor* substitute_for(const at::TensorBase& tensor, const c10::Operat
                 "' inside an inner loop, which would change the weights of past steps; compute a new tensor instead");
     return entry->value.is_same(tensor) ? nullptr : &entry->value;
   }
-  if (tensor.defined() && tensor.has_storage()) {
-    const auto* owner = Substitution::owner_of(tensor.storage().unsafeGetStorageImpl());
+  if (const auto* storage = storage_of(tensor)) {
+    const auto* owner = Substitution::owner_of(storage);
     if (!owner) return nullptr;
     TORCH_CHECK(!is_written(op, argument), "gimli: ", op.schema().name(), " writes into the memory of '", *owner->name,
                 "' inside an inner loop, which changes neither the model nor the weights of past steps; compute a new "
@@ -153,11 +161,139 @@ void draw_from(RandomStream& stream, const c10::OperatorHandle& op, torch::jit::
   }
 }
 
+/// Calls `visit` with each tensor in a value: itself or in a list.
+template <class Visit>
+void visit_tensors(const c10::IValue& value, Visit visit) {
+  if (value.isTensor()) {
+    visit(value.toTensor());
+  } else if (value.isTensorList()) {
+    for (const at::Tensor& tensor : value.toTensorList()) visit(tensor);
+  } else if (value.isOptionalTensorList()) {
+    for (const std::optional<at::Tensor>& tensor : value.toOptionalTensorList()) {
+      if (tensor) visit(*tensor);
+    }
+  }
+}
+
+/// What one task has of a value, where tasks run together.
+c10::IValue slice_of(const c10::IValue& value, int64_t task) {
+  const auto slice = [&](const at::Tensor& tensor) {
+    return is_wrapped(tensor) ? tasks_first(tensor).select(0, task) : tensor;
+  };
+  if (value.isTensor()) return slice(value.toTensor());
+  if (!value.isTensorList()) return value;
+  c10::List<at::Tensor> list;
+  for (const at::Tensor& tensor : value.toTensorList()) list.push_back(slice(tensor));
+  return list;
+}
+
+/// Draws random numbers for each of the tasks of a level in turn, from its own stream.
+void draw_for_each(const VmapLevel& level, const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  TORCH_CHECK(innermost_stream, "Vmap: ", op.schema().name(),
+              " draws random numbers where there is no seed, so that tasks run together would not draw what each "
+              "would alone");
+  const auto count = op.schema().arguments().size();
+  const auto given = torch::jit::pop(*stack, count);
+  std::vector<TensorList> results(op.schema().returns().size());
+  for (int64_t task = 0; task < level.tasks(); ++task) {
+    const VmapLevel::Pause alone;
+    innermost_stream->draw_for(task);
+    torch::jit::Stack own;
+    for (const auto& argument : given) own.push_back(slice_of(argument, task));
+    op.callBoxed(&own);
+    for (size_t i = 0; i < results.size(); ++i) results[i].push_back(own[i].toTensor());
+  }
+  for (size_t i = 0; i < results.size(); ++i) {
+    const auto* alias = op.schema().returns()[i].alias_info();
+    const VmapLevel::Pause alone;
+    stack->push_back(alias && alias->isWrite() ? given[0] : level.wrap(at::stack(results[i])));
+  }
+}
+
+/// Asks for a number or a yes or no for each of the tasks of a level in turn, which must be the same.
+void ask_each(const VmapLevel& level, const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  const auto given = torch::jit::pop(*stack, op.schema().arguments().size());
+  const VmapLevel::Pause alone;
+  for (int64_t task = 0; task < level.tasks(); ++task) {
+    torch::jit::Stack own;
+    for (const auto& argument : given) own.push_back(slice_of(argument, task));
+    op.callBoxed(&own);
+    if (task == 0) stack->push_back(own[0]);
+    TORCH_CHECK(stack->back() == own[0], "Vmap: ", op.schema().name(), " looks at a value that is ", stack->back(),
+                " for task 0 and ", own[0], " for task ", task,
+                ", while all tasks take the same way; run them with Sequential or Threads");
+  }
+}
+
+/// Whether an operator returns a number or a yes or no.
+bool looks_at_values(const c10::OperatorHandle& op) {
+  const auto& returns = op.schema().returns();
+  return returns.size() == 1 &&
+         (returns[0].type()->isSubtypeOf(*c10::NumberType::get()) ||
+          returns[0].type()->isSubtypeOf(*c10::BoolType::get())) &&
+         (op.hasTag(at::Tag::data_dependent_output) || op.operator_name().name == "aten::is_nonzero");
+}
+
+/// Calls an operator for all tasks of a level at once.
+void call_for_all(VmapLevel& level, const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  using c10::DispatchKey;
+  const auto& schema = op.schema().arguments();
+  bool any_wrapped = false;
+  for (size_t i = 0; i < schema.size(); ++i) {
+    visit_tensors(torch::jit::peek(*stack, i, schema.size()), [&](const at::Tensor& tensor) {
+      any_wrapped = any_wrapped || is_wrapped(tensor);
+      TORCH_CHECK(level.allows(tensor), "Vmap: ", op.schema().name(), " reads a tensor (", tensor.scalar_type(),
+                  " of shape ", tensor.sizes(),
+                  ") of which nobody said whether each task has its own; declare those of a task by "
+                  "Bilevel::inputs and those of all tasks by Bilevel::constants");
+    });
+  }
+  const bool is_composite = op.hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd);
+  if (op.hasTag(at::Tag::nondeterministic_seeded) && !is_composite) {
+    if (schema.size() > 0 && is_written(op, 0)) {
+      TORCH_CHECK(is_wrapped(torch::jit::peek(*stack, 0, schema.size()).toTensor()), "Vmap: ", op.schema().name(),
+                  " draws into a tensor that all tasks share; use its form that returns a new one");
+    }
+    return draw_for_each(level, op, stack);
+  }
+  if (!any_wrapped) {
+    if (op.hasTag(at::Tag::nondeterministic_seeded)) {  // made of operators that come here in their turn
+      op.callBoxedForDispatchKey(DispatchKey::CompositeImplicitAutograd, *stack);
+    } else {
+      const c10::impl::ExcludeDispatchKeyGuard seen_whole(mode_key);
+      op.callBoxed(stack);
+    }
+    for (size_t i = 0; i < op.schema().returns().size(); ++i) {
+      visit_tensors(torch::jit::peek(*stack, i, op.schema().returns().size()),
+                    [&](const at::Tensor& tensor) { level.allow(tensor); });
+    }
+    return;
+  }
+  if (looks_at_values(op)) return ask_each(level, op, stack);
+  const bool has_rule = op.hasKernelForDispatchKey(DispatchKey::FuncTorchBatched);
+  {
+    // A rule gives its operators what the tensors wrap.
+    const c10::impl::ExcludeDispatchKeyGuard seen_whole(mode_key);
+    const auto own = vmap_rule_of(op);
+    if (own && own(*stack)) return;
+    if (has_rule) return op.callBoxedForDispatchKey(DispatchKey::FuncTorchBatched, *stack);
+  }
+  if (op.hasKernelForDispatchKey(DispatchKey::FuncTorchBatchedDecomposition)) {
+    return op.callBoxedForDispatchKey(DispatchKey::FuncTorchBatchedDecomposition, *stack);
+  }
+  TORCH_CHECK(is_composite, "Vmap: ", op.schema().name(),
+              " has no batching rule in this libtorch, which would run it task by task; run the tasks with Sequential "
+              "or Threads");
+  op.callBoxedForDispatchKey(DispatchKey::CompositeImplicitAutograd, *stack);
+}
+
 void intercept(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
-  TORCH_CHECK(innermost || innermost_stream || torch::autograd::get_current_graph_task_id() != -1,
-              "gimli: ", op.schema().name(),
-              " runs in a thread that an inner loop's closure started, where its fast weights are not known");
+  TORCH_CHECK(
+      innermost || innermost_stream || VmapLevel::active() || torch::autograd::get_current_graph_task_id() != -1,
+      "gimli: ", op.schema().name(),
+      " runs in a thread that an inner loop's closure started, where its fast weights are not known");
   const bool changed = innermost && substitute_arguments(op, stack);
+  if (auto* level = VmapLevel::current()) return call_for_all(*level, op, stack);
   if (const auto replacement = innermost ? operators::replacement_of(op) : nullptr) {
     c10::impl::ExcludeDispatchKeyGuard substituted_already(mode_key);
     if (replacement(*stack)) return;
@@ -194,11 +330,14 @@ void append_unique(NamedTensors& list, std::unordered_set<c10::TensorImpl*>& see
   list.tensors.push_back(tensor);
 }
 
-const c10::StorageImpl* storage_of(const at::Tensor& tensor) {
-  return tensor.has_storage() ? tensor.storage().unsafeGetStorageImpl() : nullptr;
+}  // namespace
+
+Interception::Interception() : was_on_(c10::impl::tls_is_dispatch_key_included(mode_key)) {
+  register_once();
+  c10::impl::tls_set_dispatch_key_included(mode_key, true);
 }
 
-}  // namespace
+Interception::~Interception() { c10::impl::tls_set_dispatch_key_included(mode_key, was_on_); }
 
 ModelTensors::ModelTensors(const torch::nn::Module& model) {
   std::unordered_set<c10::TensorImpl*> seen;
@@ -215,13 +354,11 @@ ModelTensors::ModelTensors(const torch::jit::Module& model) {
 Substitution::Substitution(const ModelTensors& model, const TensorList& parameters, const TensorList& buffers)
     : model_(model),
       outer_(innermost),
-      mode_was_on_(c10::impl::tls_is_dispatch_key_included(mode_key)),
       script_was_optimized_(torch::jit::getGraphExecutorOptimize()),
       first_node_(at::sequence_number::peek()) {
   TORCH_CHECK(parameters.size() == model.parameters.size() && buffers.size() == model.buffers.size(),
               "Substitution: got ", parameters.size(), " parameters and ", buffers.size(), " buffers for a model with ",
               model.parameters.size(), " and ", model.buffers.size());
-  register_once();
   const auto add = [&](const NamedTensors& own, const TensorList& values, bool is_parameter) {
     for (size_t i = 0; i < own.size(); ++i) {
       entries_.emplace(own.tensors[i].unsafeGetTensorImpl(), Entry{values[i], &own.names[i], is_parameter});
@@ -229,21 +366,20 @@ Substitution::Substitution(const ModelTensors& model, const TensorList& paramete
       if (is_parameter) storages_.push_back(storage);
       if (!is_parameter && storage == storage_of(values[i])) continue;
       if (storage) owners_.emplace(storage, Owner{&own.names[i], storage != storage_of(values[i])});
-      if (is_parameter && values[i].has_storage()) owners_.emplace(storage_of(values[i]), Owner{&own.names[i], false});
+      if (!is_parameter) continue;
+      if (const auto* of_value = storage_of(values[i])) owners_.emplace(of_value, Owner{&own.names[i], false});
     }
   };
   entries_.reserve(parameters.size() + buffers.size());
   add(model.parameters, parameters, true);
   add(model.buffers, buffers, false);
   innermost = this;
-  c10::impl::tls_set_dispatch_key_included(mode_key, true);
   // TorchScript's optimizer would tie whole subgraphs to the parameters themselves, past the dispatcher.
   torch::jit::setGraphExecutorOptimize(false);
 }
 
 Substitution::~Substitution() {
   torch::jit::setGraphExecutorOptimize(script_was_optimized_);
-  c10::impl::tls_set_dispatch_key_included(mode_key, mode_was_on_);
   innermost = outer_;
 }
 
@@ -314,35 +450,33 @@ void Substitution::check(const TensorList& outputs) const {
   }
 }
 
-RandomStream::RandomStream(uint64_t seed)
-    : seed_(seed), outer_(innermost_stream), mode_was_on_(c10::impl::tls_is_dispatch_key_included(mode_key)) {
-  register_once();
+RandomStream::RandomStream(uint64_t seed) : RandomStream(std::vector<uint64_t>{seed}) {}
+
+RandomStream::RandomStream(const std::vector<uint64_t>& seeds) : outer_(innermost_stream) {
+  for (const auto seed : seeds) tasks_.push_back({seed, {}});
   innermost_stream = this;
-  c10::impl::tls_set_dispatch_key_included(mode_key, true);
 }
 
-RandomStream::~RandomStream() {
-  c10::impl::tls_set_dispatch_key_included(mode_key, mode_was_on_);
-  innermost_stream = outer_;
-}
+RandomStream::~RandomStream() { innermost_stream = outer_; }
 
 at::Generator& RandomStream::generator(c10::Device device) {
-  const auto found = std::find_if(generators_.begin(), generators_.end(),
+  auto& [seed, generators] = tasks_.at(task_);
+  const auto found = std::find_if(generators.begin(), generators.end(),
                                   [&](const at::Generator& generator) { return generator.device() == device; });
-  if (found != generators_.end()) return *found;
+  if (found != generators.end()) return *found;
   if (device.is_cpu()) {
     // libtorch would fill the state of its engine from 32 bits of the seed, so that two streams in 2^32 are the same.
-    at::mt19937_data_pod state{seed_, /*left_=*/1, /*seeded_=*/true, /*next_=*/0, {}};
-    for (size_t i = 0; i < state.state_.size(); ++i) state.state_[i] = static_cast<uint32_t>(fork_seed(seed_, i));
+    at::mt19937_data_pod state{seed, /*left_=*/1, /*seeded_=*/true, /*next_=*/0, {}};
+    for (size_t i = 0; i < state.state_.size(); ++i) state.state_[i] = static_cast<uint32_t>(fork_seed(seed, i));
     at::mt19937 engine;
     engine.set_data(state);
     auto own = at::detail::createCPUGenerator();
     at::check_generator<at::CPUGeneratorImpl>(own)->set_engine(engine);
-    return generators_.emplace_back(std::move(own));
+    return generators.emplace_back(std::move(own));
   }
   auto own = at::globalContext().defaultGenerator(device).clone();
-  own.set_current_seed(seed_);
-  return generators_.emplace_back(std::move(own));
+  own.set_current_seed(seed);
+  return generators.emplace_back(std::move(own));
 }
 
 uint64_t fork_seed(uint64_t seed, uint64_t index) {

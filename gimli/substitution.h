@@ -44,6 +44,19 @@ struct ModelTensors {
   NamedTensors buffers;
 };
 
+/// While it lives, operators of this thread that go through libtorch's dispatcher are seen by the scopes below and by
+/// VmapLevel.
+class Interception final {
+ public:
+  Interception();
+  ~Interception();
+  Interception(const Interception&) = delete;
+  Interception& operator=(const Interception&) = delete;
+
+ private:
+  const bool was_on_;
+};
+
 /// While it lives, every operator that this thread sends through libtorch's dispatcher reads `parameters[i]` where it
 /// was given the model's i-th parameter, and reads and writes `buffers[i]` where it was given the i-th buffer. The
 /// model itself is neither changed nor locked: other threads see their own substitutions, or none.
@@ -104,7 +117,7 @@ class Substitution final {
  private:
   const ModelTensors& model_;
   Substitution* const outer_;
-  const bool mode_was_on_;
+  const Interception interception_;
   const bool script_was_optimized_;
   const uint64_t first_node_;  // sequence number of the first autograd node that this scope may create
   ska::flat_hash_map<const c10::TensorImpl*, Entry> entries_;
@@ -119,18 +132,25 @@ class Substitution final {
 class RandomStream final {
  public:
   explicit RandomStream(uint64_t seed);
+  /// For tasks that run together (see VmapLevel): each draws as it would alone, in a stream that begins at its seed.
+  explicit RandomStream(const std::vector<uint64_t>& seeds);
   ~RandomStream();
   RandomStream(const RandomStream&) = delete;
   RandomStream& operator=(const RandomStream&) = delete;
 
-  /// Its generator for tensors on `device`.
+  /// The generator for tensors on `device` of the task that draws.
   at::Generator& generator(c10::Device device);
+  void draw_for(size_t task) { task_ = task; }
 
  private:
-  const uint64_t seed_;
+  struct Seeded {
+    uint64_t seed;
+    std::vector<at::Generator> generators;
+  };
+  std::vector<Seeded> tasks_;
+  size_t task_ = 0;
   RandomStream* const outer_;
-  const bool mode_was_on_;
-  std::vector<at::Generator> generators_;
+  const Interception interception_;
 };
 
 /// The seed of the `index`-th of the streams that `seed` begins (a finalised counter, as in SplitMix64, Steele et al.

@@ -4,11 +4,17 @@
 #include <ATen/ThreadLocalState.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <exception>
 #include <latch>
 #include <limits>
+#include <list>
 #include <mutex>
+#include <optional>
+#include <sstream>
+#include <thread>
 
 #include "gimli/substitution.h"
 
@@ -30,7 +36,52 @@ std::shared_ptr<c10::ThreadPool> make_pool(int64_t count) {
   return pool;
 }
 
+/// What is remembered of the jobs that came last.
+template <class Value>
+class Memory {
+ public:
+  /// Calls `function` with what is remembered, which for a new job is Value().
+  template <class Function>
+  auto with(const TaskBatch::Job& job, Function function) {
+    constexpr size_t most = 16;
+    const std::lock_guard lock(mutex_);
+    auto at = std::find_if(entries_.begin(), entries_.end(), [&](const auto& entry) { return entry.first == job; });
+    if (at == entries_.end()) at = entries_.emplace(entries_.begin(), job, Value());
+    entries_.splice(entries_.begin(), entries_, at);
+    if (entries_.size() > most) entries_.pop_back();
+    return function(at->second);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::list<std::pair<TaskBatch::Job, Value>> entries_;
+};
+
+/// |a - b| / |b| of two lists of tensors, each seen as one long vector.
+double difference(const TensorList& a, const TensorList& b) {
+  const auto apart = add_scaled(a, -1, b);
+  const auto square = inner_product(apart, apart);
+  return square == 0 ? 0 : std::sqrt(square / inner_product(b, b));
+}
+
+/// Refuses, by the name of Vmap, an outcome that differs from that of tasks that ran one by one.
+void compare(const TaskBatch::Outcome& together, const TaskBatch::Outcome& one_by_one) {
+  const double found =
+      std::max(difference(together.losses, one_by_one.losses), difference(together.gradients, one_by_one.gradients));
+  const double tolerance = one_by_one.losses[0].scalar_type() == at::kDouble ? 1e-8 : 1e-3;
+  TORCH_CHECK(found <= tolerance, "Vmap: tasks that run together differ from tasks that run one by one by ", found,
+              " relative, more than ", tolerance,
+              ": the closures read something of a task that is no tensor or that operators do not see, or draw random "
+              "numbers into memory of another layout, or the loop does not bear another order of rounding");
+}
+
 }  // namespace
+
+int64_t TaskBatch::together(int64_t) const { return 1; }
+
+TaskBatch::Choice TaskBatch::choose(const Job&, const std::function<Outcome(const TaskBatch&)>&) const {
+  return {*this};
+}
 
 void Sequential::run(int64_t count, const std::function<void(int64_t)>& function) const {
   for (int64_t i = 0; i < count; ++i) function(i);
@@ -83,5 +134,71 @@ void Threads::run(int64_t count, const std::function<void(int64_t)>& function) c
   done.wait();
   if (error) std::rethrow_exception(error);
 }
+
+class Vmap::Seen final : public Memory<int64_t> {};
+
+Vmap::Vmap() : seen_(std::make_shared<Seen>()) {}
+
+TaskBatch::Choice Vmap::choose(const Job& job, const std::function<Outcome(const TaskBatch&)>& trial) const {
+  const auto calls = seen_->with(job, [](int64_t& calls) { return calls + 1; });
+  if ((calls & (calls - 1)) == 0) {
+    const auto together = trial(*this);
+    compare(together, trial(Sequential()));
+  }
+  seen_->with(job, [](int64_t& calls) { ++calls; });
+  return {*this};
+}
+
+void Vmap::run(int64_t count, const std::function<void(int64_t)>& function) const { Sequential().run(count, function); }
+
+/// The place of the fastest among the candidates, and what all took.
+struct Measured {
+  size_t fastest = 0;
+  std::string remark = {};
+};
+
+class Auto::Chosen final : public Memory<Measured> {};
+
+Auto::Auto(int64_t threads)
+    : threads_(threads > 0 ? threads : std::max<int64_t>(1, std::thread::hardware_concurrency())),
+      chosen_(std::make_shared<Chosen>()) {
+  TORCH_CHECK(threads >= 0, "Auto: expected at least 1 thread, or 0 for as many as the processor has, got ", threads);
+}
+
+TaskBatch::Choice Auto::choose(const Job& job, const std::function<Outcome(const TaskBatch&)>& trial) const {
+  const TaskBatch* const candidates[]{&sequential_, &threads_, &vmap_};
+  auto measured = chosen_->with(job, [](const Measured& known) { return known; });
+  if (!measured.remark.empty()) return {*candidates[measured.fastest], measured.remark};
+
+  // The least of a few runs: the first of each pays for memory that later ones find.
+  constexpr int rounds = 3;
+  std::optional<Outcome> one_by_one;
+  double least = std::numeric_limits<double>::infinity();
+  std::ostringstream remark;
+  remark.precision(3);
+  const auto measure = [&](size_t candidate) {
+    double seconds = std::numeric_limits<double>::infinity();
+    for (int round = 0; round < rounds; ++round) {
+      auto outcome = trial(*candidates[candidate]);
+      seconds = std::min(seconds, outcome.seconds);
+      if (!one_by_one) one_by_one = outcome;
+      if (round == 0) compare(outcome, *one_by_one);
+    }
+    remark << (candidate > 0 ? ", " : "") << candidates[candidate]->name() << " " << 1e3 * seconds << " ms";
+    if (seconds < least) std::tie(least, measured.fastest) = std::pair(seconds, candidate);
+  };
+  measure(0);
+  measure(1);
+  try {
+    measure(2);
+  } catch (const c10::Error& error) {
+    remark << ", " << error.what_without_backtrace();
+  }
+  measured.remark = remark.str();
+  chosen_->with(job, [&](Measured& known) { known = measured; });
+  return {*candidates[measured.fastest], measured.remark};
+}
+
+void Auto::run(int64_t count, const std::function<void(int64_t)>& function) const { threads_.run(count, function); }
 
 }  // namespace gimli

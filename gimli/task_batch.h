@@ -6,6 +6,9 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
+
+#include "gimli/tensor_list.h"
 
 namespace gimli {
 
@@ -15,6 +18,29 @@ class TaskBatch {
   virtual ~TaskBatch() = default;
 
   virtual std::string name() const = 0;
+
+  /// How many of `count` tasks a call is for, which runs them together; the last call gets the rest.
+  virtual int64_t together(int64_t count) const;
+
+  /// What is to be run, as far as it decides how.
+  struct Job {
+    uint64_t problem;  ///< its identity
+    std::string strategy;
+    int64_t count;                ///< of tasks
+    std::vector<int64_t> shapes;  ///< of a task's tensors
+    bool operator==(const Job&) const = default;
+  };
+  struct Outcome {
+    TensorList losses, gradients;
+    double seconds;
+  };
+  struct Choice {
+    const TaskBatch& batch;
+    std::string remark = {};
+  };
+  /// What runs a job: this one, unless it finds out by trials, each of which runs all tasks with the same random
+  /// numbers.
+  virtual Choice choose(const Job& job, const std::function<Outcome(const TaskBatch&)>& trial) const;
 
   /// Calls `function(i)` for every i in [0, count), in any order, possibly at once, and returns when all are done. If
   /// calls throw, the rest is not begun and the exception of the lowest i is rethrown.
@@ -42,6 +68,57 @@ class Threads final : public TaskBatch {
  private:
   int64_t count_;
   std::shared_ptr<c10::ThreadPool> pool_;
+};
+
+/// All tasks together, on the calling thread: the closures, written for one task, run once for all, and each operator
+/// computes for all tasks (libtorch's vmap). Small networks, whose time is overhead, take the time of few tasks. States
+/// have the tasks as first dimension while they run; results are those of Sequential, to rounding. A single task runs
+/// as it is.
+///
+///     const gimli::Vmap vmap;                            // keep it: it remembers what it has compared
+///     problem.inputs([](const Task& task) { return gimli::TensorList{task.x, task.y, task.x_query, task.y_query}; });
+///     hypergradient(problem, meta_parameters, tasks, gimli::Unroll(), vmap);
+///
+/// The problem says what its closures read: the tensors of a task by `inputs`, of the same shapes in each task, others
+/// by `constants`; the model's, the optimizer's and those that require a gradient are known. What else an operator
+/// reads is refused, by the operator's name, and so are views of a task's tensors that were made before, operators that
+/// have no batching rule, and those that look at values (item(), boolean indices). Each task draws its own random
+/// numbers.
+///
+/// What no operator sees (numbers in a task, data_ptr()) would be that of the first. So the first call for a problem
+/// and its shapes, then the second, the fourth and so on, runs the tasks with Sequential as well and refuses what
+/// differs.
+class Vmap final : public TaskBatch {
+ public:
+  Vmap();
+
+  std::string name() const override { return "Vmap"; }
+  int64_t together(int64_t count) const override { return count; }
+  Choice choose(const Job& job, const std::function<Outcome(const TaskBatch&)>& trial) const override;
+  void run(int64_t count, const std::function<void(int64_t)>& function) const override;
+
+ private:
+  class Seen;
+  std::shared_ptr<Seen> seen_;
+};
+
+/// Sequential, Threads(n) or Vmap, whichever was the fastest when a problem came with these shapes for the first time;
+/// the cost report says which, what each took, and why Vmap was refused if it was. Keep it: it owns the choice.
+class Auto final : public TaskBatch {
+ public:
+  /// With as many threads; those of the processor by default.
+  explicit Auto(int64_t threads = 0);
+
+  std::string name() const override { return "Auto"; }
+  Choice choose(const Job& job, const std::function<Outcome(const TaskBatch&)>& trial) const override;
+  void run(int64_t count, const std::function<void(int64_t)>& function) const override;
+
+ private:
+  class Chosen;
+  Sequential sequential_;
+  Threads threads_;
+  Vmap vmap_;
+  std::shared_ptr<Chosen> chosen_;
 };
 
 }  // namespace gimli

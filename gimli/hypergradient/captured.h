@@ -32,6 +32,7 @@ class Captured final : public Strategy {
       : Captured(std::make_shared<const S>(std::move(strategy))) {}
 
   std::string name() const override;
+  std::string one_task_because() const override { return strategy_->one_task_because(); }
   TaskResult differentiate(const Bilevel& problem, const TensorList& meta_parameters,
                            const TaskRef& task) const override;
 

@@ -54,6 +54,7 @@ class Evolution final : public Strategy {
 
   std::string name() const override;
   /// Refuses stop_gradient_before, which no perturbation would heed; likewise, a detach() in a closure stops nothing.
+  std::string one_task_because() const override { return "its pairs are drawn for one task"; }
   TaskResult differentiate(const Bilevel& problem, const TensorList& meta_parameters,
                            const TaskRef& task) const override;
 

@@ -37,6 +37,7 @@ class FiniteDifference final : public Strategy {
   FiniteDifference& epsilon(double length);
 
   std::string name() const override;
+  std::string one_task_because() const override { return "its step is that of the direction of one task"; }
   TaskResult differentiate(const Bilevel& problem, const TensorList& meta_parameters,
                            const TaskRef& task) const override;
 

@@ -21,6 +21,7 @@ class ForwardMode final : public Strategy {
   ForwardMode& max_elements(int64_t count);
 
   std::string name() const override { return "ForwardMode()"; }
+  std::string one_task_because() const override { return {}; }
   TaskResult differentiate(const Bilevel& problem, const TensorList& meta_parameters,
                            const TaskRef& task) const override;
 

@@ -37,6 +37,9 @@ class Implicit final : public Strategy {
   Implicit& start_from(std::vector<TensorList> solutions);
 
   std::string name() const override;
+  std::string one_task_because() const override {
+    return "its linear system is solved for one task, to its own residual";
+  }
   TaskResult differentiate(const Bilevel& problem, const TensorList& meta_parameters,
                            const TaskRef& task) const override;
 

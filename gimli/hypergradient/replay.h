@@ -30,6 +30,7 @@ class Replay final : public Strategy {
   Replay& offload(bool offload);
 
   std::string name() const override;
+  std::string one_task_because() const override { return {}; }
   TaskResult differentiate(const Bilevel& problem, const TensorList& meta_parameters,
                            const TaskRef& task) const override;
 

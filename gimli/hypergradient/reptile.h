@@ -17,6 +17,7 @@ namespace gimli {
 class Reptile final : public Strategy {
  public:
   std::string name() const override { return "Reptile()"; }
+  std::string one_task_because() const override { return "its way back is that of one task"; }
   TaskResult differentiate(const Bilevel& problem, const TensorList& meta_parameters,
                            const TaskRef& task) const override;
 };

@@ -18,6 +18,7 @@ namespace gimli {
 class Reversible final : public Strategy {
  public:
   std::string name() const override { return "Reversible()"; }
+  std::string one_task_because() const override { return {}; }
   TaskResult differentiate(const Bilevel& problem, const TensorList& meta_parameters,
                            const TaskRef& task) const override;
 };

@@ -17,13 +17,13 @@ class StepRecord final {
   StepRecord(std::string strategy, std::string what, bool exact = true)
       : strategy_(std::move(strategy)), what_(std::move(what)), exact_(exact) {}
 
-  /// Steps come for the first time in their order.
+  /// Steps come for the first time in their order, each with a number, or one for each of the tasks that run together.
   void see(int64_t step, const at::Tensor& number);
 
  private:
   const std::string strategy_, what_;
   const bool exact_;
-  std::vector<double> numbers_;
+  std::vector<std::vector<double>> numbers_;
 };
 
 }  // namespace gimli

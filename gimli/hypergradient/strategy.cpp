@@ -20,6 +20,14 @@ TaskCost& TaskCost::operator+=(const TaskCost& other) {
   return *this;
 }
 
+TaskCost TaskCost::times(int64_t tasks) const {
+  auto result = *this;
+  for (auto* count :
+       {&result.inner_steps, &result.gradient_evaluations, &result.outer_evaluations, &result.solver_products})
+    *count *= tasks;
+  return result;
+}
+
 void OuterSum::add(const OuterValue& value) {
   total_ = total_.defined() ? total_ + value.loss : value.loss;
   auxiliary_ = value.auxiliary;

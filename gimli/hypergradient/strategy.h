@@ -18,6 +18,8 @@ struct TaskCost {
   double stationarity = 0;           ///< norm of the inner gradient where a strategy took it to be 0
 
   TaskCost& operator+=(const TaskCost& other);
+  /// That of several tasks that cost as much each.
+  TaskCost times(int64_t tasks) const;
 };
 
 /// A way to differentiate the outer loss of one task.
@@ -35,6 +37,11 @@ class Strategy {
     TensorList solution;     ///< of the linear system of an implicit gradient
     TaskCost cost;
   };
+
+  /// Why it cannot be given tasks that run together (a task with a `together()`, whose states, outer losses and
+  /// auxiliary values have the tasks as first dimension, whose gradients are summed, whose costs are those of one
+  /// task), or nothing if it can.
+  virtual std::string one_task_because() const { return "it is written for one task at a time"; }
 
   /// Called for several tasks at once. Refuses, by its name and with the reason, what it cannot serve.
   virtual TaskResult differentiate(const Bilevel& problem, const TensorList& meta_parameters,

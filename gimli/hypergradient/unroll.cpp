@@ -1,5 +1,6 @@
 #include "gimli/hypergradient/unroll.h"
 
+#include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include "gimli/hypergradient/adjoint.h"
@@ -40,7 +41,7 @@ Strategy::TaskResult Unroll::differentiate(const Bilevel& problem, const TensorL
   TaskResult result;
   result.outer_loss = outer.total().detach();
   result.auxiliary = outer.auxiliary();
-  result.gradients = torch::autograd::grad({outer.total()}, meta_parameters, /*grad_outputs=*/{},
+  result.gradients = torch::autograd::grad({outer.total()}, meta_parameters, {at::ones_like(outer.total())},
                                            /*retain_graph=*/false, /*create_graph=*/false, /*allow_unused=*/true);
   result.final_state = loop.state().detach();
   result.cost.inner_steps = problem.steps();

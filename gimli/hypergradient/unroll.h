@@ -15,6 +15,7 @@ class Unroll final : public Strategy {
   static Unroll first_order();
 
   std::string name() const override;
+  std::string one_task_because() const override { return {}; }
   TaskResult differentiate(const Bilevel& problem, const TensorList& meta_parameters,
                            const TaskRef& task) const override;
 

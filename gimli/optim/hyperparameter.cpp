@@ -7,6 +7,8 @@
 #include <cmath>
 #include <limits>
 
+#include "gimli/vmap/level.h"
+
 namespace gimli::optim {
 namespace {
 
@@ -119,7 +121,11 @@ void check_scalar(const Value& a, const char* of) {
 
 at::Tensor widened(const at::Tensor& x) { return x.to(at::promote_types(x.scalar_type(), at::kFloat)); }
 
-at::Tensor root(const at::Tensor& x) { return Root::apply(x); }
+at::Tensor root(const at::Tensor& x) {
+  if (!is_wrapped(x)) return Root::apply(x);
+  const VmapLevel::Pause alone;  // it acts on each element by itself
+  return wrapped_like(x, Root::apply(physical(x)));
+}
 
 at::Tensor euclidean_norm(const at::Tensor& x) { return root(widened(x).square().sum()); }
 

@@ -56,6 +56,10 @@ class UpdateRule {
   virtual Iterate update(const at::Tensor& parameter, const at::Tensor& gradient, const ParameterState& state,
                          const Values& hyperparameters) const = 0;
 
+  /// Whether an update acts on each element by itself, so that tensors of several tasks, stacked along a first
+  /// dimension, are updated like one.
+  virtual bool is_elementwise() const { return false; }
+
   /// Updates several parameters of a group, each by `update`, unless a rule knows a faster way or sees them as one
   /// vector. An undefined gradient leaves its iterate as it is. `hyperparameters` has the values for each parameter.
   ///
@@ -128,8 +132,8 @@ class Optimizer final {
   Optimizer& set(const std::string& name, const Hyperparameter& value);
   Optimizer& set(size_t group, const std::string& name, Hyperparameter value);
 
-  /// Sets what it remembers about `parameter` when an inner loop starts (the paper starts an inner Adam from the moments
-  /// of the outer one). Throws if no group holds the parameter, or if the state is not of its rule and shape.
+  /// Sets what it remembers about `parameter` when an inner loop starts (the paper starts an inner Adam from the
+  /// moments of the outer one). Throws if no group holds the parameter, or if the state is not of its rule and shape.
   Optimizer& start_from(const at::Tensor& parameter, ParameterState state);
 
   const std::vector<ParameterGroup>& groups() const { return groups_; }

@@ -37,6 +37,7 @@ class Adam final : public UpdateRule {
   ParameterState init(const at::Tensor& parameter) const override;
   Iterate update(const at::Tensor& parameter, const at::Tensor& gradient, const ParameterState& state,
                  const Values& hyperparameters) const override;
+  bool is_elementwise() const override { return true; }
   void update_all(std::vector<Iterate>& iterates, const TensorList& gradients,
                   const std::vector<Values>& hyperparameters) const override;
 
@@ -55,6 +56,7 @@ class AdamW final : public UpdateRule {
   ParameterState init(const at::Tensor& parameter) const override;
   Iterate update(const at::Tensor& parameter, const at::Tensor& gradient, const ParameterState& state,
                  const Values& hyperparameters) const override;
+  bool is_elementwise() const override { return true; }
   void update_all(std::vector<Iterate>& iterates, const TensorList& gradients,
                   const std::vector<Values>& hyperparameters) const override;
 

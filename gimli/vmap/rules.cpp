@@ -1,0 +1,120 @@
+#include "gimli/vmap/rules.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/Reduction.h>
+#include <ATen/core/stack.h>
+
+#include <unordered_map>
+
+#include "gimli/vmap/level.h"
+
+namespace gimli {
+namespace {
+
+using torch::jit::Stack;
+
+at::Tensor optional_tensor(const c10::IValue& value) { return value.isNone() ? at::Tensor() : value.toTensor(); }
+
+/// x W^T + b with weights of each task: one batched product.
+bool linear(Stack& stack) {
+  const auto x = torch::jit::peek(stack, 0, 3).toTensor(), weight = torch::jit::peek(stack, 1, 3).toTensor();
+  const auto bias = optional_tensor(torch::jit::peek(stack, 2, 3));
+  if (!is_wrapped(x) || !is_wrapped(weight) || x.dim() < 1 || weight.dim() != 2 || x.size(-1) != weight.size(1)) {
+    return false;
+  }
+  const auto inputs = tasks_first(x), weights = tasks_first(weight).transpose(1, 2);
+  auto sizes = inputs.sizes().vec();
+  sizes.back() = weight.size(0);
+  const auto rows = inputs.reshape({inputs.size(0), -1, inputs.size(-1)});
+  const auto y = bias.defined() ? at::baddbmm(tasks_first(bias).unsqueeze(1), rows, weights) : at::bmm(rows, weights);
+  torch::jit::drop(stack, 3);
+  torch::jit::push(stack, VmapLevel::current()->wrap(y.reshape(sizes)));
+  return true;
+}
+
+/// -w_y x_y, summed over the samples or averaged with the weights w; x has the classes as dimension 1, or as its only.
+bool nll_loss(Stack& stack) {
+  // input, target, weight, reduction, ignore_index
+  const auto x = torch::jit::peek(stack, 0, 5).toTensor(), target = torch::jit::peek(stack, 1, 5).toTensor();
+  const auto weight = optional_tensor(torch::jit::peek(stack, 2, 5));
+  const auto reduction = torch::jit::peek(stack, 3, 5).toInt(), ignored = torch::jit::peek(stack, 4, 5).toInt();
+  const int64_t classes = x.dim() == 1 ? 0 : 1;
+  const auto counts = target != ignored;
+  const auto y = at::where(counts, target, at::zeros({}, target.options()));
+  const auto nothing = at::zeros({}, x.options());
+  const auto w = at::where(
+      counts, weight.defined() ? weight.index_select(0, y.reshape({-1})).reshape(y.sizes()) : at::ones({}, x.options()),
+      nothing);
+  const auto losses = at::where(counts, -x.gather(classes, y.unsqueeze(classes)).squeeze(classes) * w, nothing),
+             total = w.sum();
+  torch::jit::drop(stack, 5);
+  torch::jit::push(stack, reduction == at::Reduction::None  ? losses
+                          : reduction == at::Reduction::Sum ? losses.sum()
+                                                            : losses.sum() / total);
+  torch::jit::push(stack, total);
+  return true;
+}
+
+/// (1 - y) x - (1 + (p - 1) y) log(sigmoid(x)), with the weights p of the positive samples.
+bool binary_cross_entropy_with_logits(Stack& stack) {
+  // input, target, weight, positive weight, reduction
+  const auto x = torch::jit::peek(stack, 0, 5).toTensor(), y = torch::jit::peek(stack, 1, 5).toTensor();
+  const auto weight = optional_tensor(torch::jit::peek(stack, 2, 5)),
+             p = optional_tensor(torch::jit::peek(stack, 3, 5));
+  const auto reduction = torch::jit::peek(stack, 4, 5).toInt();
+  const auto log_sigmoid = at::clamp_max(x, 0) - at::log1p(at::exp(-at::abs(x)));
+  auto losses = (1 - y) * x - (p.defined() ? (1 + (p - 1) * y) * log_sigmoid : log_sigmoid);
+  if (weight.defined()) losses = losses * weight;
+  torch::jit::drop(stack, 5);
+  torch::jit::push(stack, reduction == at::Reduction::None  ? losses
+                          : reduction == at::Reduction::Sum ? losses.sum()
+                                                            : losses.mean());
+  return true;
+}
+
+/// One direction of one layer of an LSTM (the form that libtorch gives to oneDNN), step by step.
+bool lstm_layer(Stack& stack) {
+  // input [time, samples, features], four weights, h, c, reverse, sizes of packed batches, mode, hidden size, layers,
+  // biases, bidirectional, batch first, train
+  constexpr size_t arguments = 16;
+  constexpr int64_t mode_of_lstm = 2;
+  const auto argument = [&](size_t i) -> const c10::IValue& { return torch::jit::peek(stack, i, arguments); };
+  if (argument(9).toInt() != mode_of_lstm || !argument(8).toIntVector().empty()) return false;
+  const bool reverse = argument(7).toBool(), has_biases = argument(12).toBool();
+  const auto x = argument(0).toTensor(), w_x = argument(1).toTensor(), w_h = argument(2).toTensor();
+  const auto b_x = has_biases ? argument(3).toTensor() : at::Tensor();
+  const auto b_h = has_biases ? argument(4).toTensor() : at::Tensor();
+  auto h = argument(5).toTensor(), c = argument(6).toTensor();
+  const auto of_inputs = at::linear(x, w_x, b_x).unbind(0);
+  TensorList outputs(of_inputs.size());
+  for (size_t k = 0; k < outputs.size(); ++k) {
+    const auto t = reverse ? outputs.size() - 1 - k : k;
+    const auto gates = (of_inputs[t] + at::linear(h, w_h, b_h)).chunk(4, -1);  // input, forget, cell, output
+    c = gates[1].sigmoid() * c + gates[0].sigmoid() * gates[2].tanh();
+    h = gates[3].sigmoid() * c.tanh();
+    outputs[t] = h;
+  }
+  torch::jit::drop(stack, arguments);
+  torch::jit::push(stack, at::stack(outputs), h, c, at::empty({0}, c.options()));
+  return true;
+}
+
+}  // namespace
+
+VmapRule vmap_rule_of(const c10::OperatorHandle& op) {
+  static const std::unordered_map<c10::OperatorHandle, VmapRule> rules = [] {
+    std::unordered_map<c10::OperatorHandle, VmapRule> result;
+    for (const auto& [name, rule] : {std::pair("aten::linear", &linear),
+                                     {"aten::binary_cross_entropy_with_logits", &binary_cross_entropy_with_logits},
+                                     {"aten::mkldnn_rnn_layer", &lstm_layer},
+                                     {"aten::nll_loss_forward", &nll_loss},
+                                     {"aten::nll_loss2d_forward", &nll_loss}}) {
+      result.emplace(c10::Dispatcher::singleton().findSchemaOrThrow(name, ""), rule);
+    }
+    return result;
+  }();
+  const auto found = rules.find(op);
+  return found == rules.end() ? nullptr : found->second;
+}
+
+}  // namespace gimli

@@ -92,6 +92,7 @@ InnerState map_tensors(InnerState state, Function function) {
 }  // namespace
 
 InnerState expanded(const InnerState& state, int64_t tasks) {
+  at::AutoGradMode with_gradient(true);
   return map_tensors(state, [&](const at::Tensor& tensor) {
     auto sizes = tensor.sizes().vec();
     sizes.insert(sizes.begin(), tasks);

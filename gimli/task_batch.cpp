@@ -139,6 +139,14 @@ class Vmap::Seen final : public Memory<int64_t> {};
 
 Vmap::Vmap() : seen_(std::make_shared<Seen>()) {}
 
+Vmap::Vmap(int64_t threads) : Vmap() { threads_.emplace(threads); }
+
+std::string Vmap::name() const { return threads_ ? c10::str("Vmap(", threads_->count(), ")") : "Vmap()"; }
+
+int64_t Vmap::together(int64_t count) const {
+  return threads_ ? (count + threads_->count() - 1) / threads_->count() : count;
+}
+
 TaskBatch::Choice Vmap::choose(const Job& job, const std::function<Outcome(const TaskBatch&)>& trial) const {
   const auto calls = seen_->with(job, [](int64_t& calls) { return calls + 1; });
   if ((calls & (calls - 1)) == 0) {
@@ -149,7 +157,9 @@ TaskBatch::Choice Vmap::choose(const Job& job, const std::function<Outcome(const
   return {*this};
 }
 
-void Vmap::run(int64_t count, const std::function<void(int64_t)>& function) const { Sequential().run(count, function); }
+void Vmap::run(int64_t count, const std::function<void(int64_t)>& function) const {
+  threads_ ? threads_->run(count, function) : Sequential().run(count, function);
+}
 
 /// The place of the fastest among the candidates, and what all took.
 struct Measured {
@@ -159,16 +169,16 @@ struct Measured {
 
 class Auto::Chosen final : public Memory<Measured> {};
 
-Auto::Auto(int64_t threads)
-    : threads_(threads > 0 ? threads : std::max<int64_t>(1, std::thread::hardware_concurrency())),
-      chosen_(std::make_shared<Chosen>()) {
+Auto::Auto(int64_t threads) : chosen_(std::make_shared<Chosen>()) {
   TORCH_CHECK(threads >= 0, "Auto: expected at least 1 thread, or 0 for as many as the processor has, got ", threads);
+  if (threads == 0) threads = std::max<int64_t>(1, std::thread::hardware_concurrency());
+  candidates_ = {std::make_shared<Sequential>(), std::make_shared<Threads>(threads), std::make_shared<Vmap>(),
+                 std::make_shared<Vmap>(threads)};
 }
 
 TaskBatch::Choice Auto::choose(const Job& job, const std::function<Outcome(const TaskBatch&)>& trial) const {
-  const TaskBatch* const candidates[]{&sequential_, &threads_, &vmap_};
   auto measured = chosen_->with(job, [](const Measured& known) { return known; });
-  if (!measured.remark.empty()) return {*candidates[measured.fastest], measured.remark};
+  if (!measured.remark.empty()) return {*candidates_[measured.fastest], measured.remark};
 
   // The least of a few runs: the first of each pays for memory that later ones find.
   constexpr int rounds = 3;
@@ -179,26 +189,29 @@ TaskBatch::Choice Auto::choose(const Job& job, const std::function<Outcome(const
   const auto measure = [&](size_t candidate) {
     double seconds = std::numeric_limits<double>::infinity();
     for (int round = 0; round < rounds; ++round) {
-      auto outcome = trial(*candidates[candidate]);
+      auto outcome = trial(*candidates_[candidate]);
       seconds = std::min(seconds, outcome.seconds);
       if (!one_by_one) one_by_one = outcome;
       if (round == 0) compare(outcome, *one_by_one);
     }
-    remark << (candidate > 0 ? ", " : "") << candidates[candidate]->name() << " " << 1e3 * seconds << " ms";
+    remark << (candidate > 0 ? ", " : "") << candidates_[candidate]->name() << " " << 1e3 * seconds << " ms";
     if (seconds < least) std::tie(least, measured.fastest) = std::pair(seconds, candidate);
   };
   measure(0);
   measure(1);
   try {
     measure(2);
+    measure(3);
   } catch (const c10::Error& error) {
     remark << ", " << error.what_without_backtrace();
   }
   measured.remark = remark.str();
   chosen_->with(job, [&](Measured& known) { known = measured; });
-  return {*candidates[measured.fastest], measured.remark};
+  return {*candidates_[measured.fastest], measured.remark};
 }
 
-void Auto::run(int64_t count, const std::function<void(int64_t)>& function) const { threads_.run(count, function); }
+void Auto::run(int64_t count, const std::function<void(int64_t)>& function) const {
+  candidates_[1]->run(count, function);
+}
 
 }  // namespace gimli

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -62,6 +63,7 @@ class Threads final : public TaskBatch {
  public:
   explicit Threads(int64_t count);
 
+  int64_t count() const { return count_; }
   std::string name() const override;
   void run(int64_t count, const std::function<void(int64_t)>& function) const override;
 
@@ -70,7 +72,7 @@ class Threads final : public TaskBatch {
   std::shared_ptr<c10::ThreadPool> pool_;
 };
 
-/// All tasks together, on the calling thread: the closures, written for one task, run once for all, and each operator
+/// Tasks together: the closures, written for one task, run once for all, and each operator
 /// computes for all tasks (libtorch's vmap). Small networks, whose time is overhead, take the time of few tasks. States
 /// have the tasks as first dimension while they run; results are those of Sequential, to rounding. A single task runs
 /// as it is.
@@ -90,20 +92,25 @@ class Threads final : public TaskBatch {
 /// differs.
 class Vmap final : public TaskBatch {
  public:
+  /// All on the calling thread.
   Vmap();
+  /// In as many parts, each on a thread of its own as with Threads.
+  explicit Vmap(int64_t threads);
 
-  std::string name() const override { return "Vmap"; }
-  int64_t together(int64_t count) const override { return count; }
+  std::string name() const override;
+  int64_t together(int64_t count) const override;
   Choice choose(const Job& job, const std::function<Outcome(const TaskBatch&)>& trial) const override;
   void run(int64_t count, const std::function<void(int64_t)>& function) const override;
 
  private:
   class Seen;
   std::shared_ptr<Seen> seen_;
+  std::optional<Threads> threads_;
 };
 
-/// Sequential, Threads(n) or Vmap, whichever was the fastest when a problem came with these shapes for the first time;
-/// the cost report says which, what each took, and why Vmap was refused if it was. Keep it: it owns the choice.
+/// Sequential, Threads(n), Vmap() or Vmap(n), whichever was the fastest when a problem came with these shapes for the
+/// first time; the cost report says which, what each took, and why Vmap was refused if it was. Keep it: it owns the
+/// choice.
 class Auto final : public TaskBatch {
  public:
   /// With as many threads; those of the processor by default.
@@ -115,9 +122,7 @@ class Auto final : public TaskBatch {
 
  private:
   class Chosen;
-  Sequential sequential_;
-  Threads threads_;
-  Vmap vmap_;
+  std::vector<std::shared_ptr<const TaskBatch>> candidates_;
   std::shared_ptr<Chosen> chosen_;
 };
 

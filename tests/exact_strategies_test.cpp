@@ -39,35 +39,15 @@ constexpr int64_t steps = 5;
 
 const std::vector<std::vector<int64_t>> outer_steps{{steps}, {0, 2, 3, steps}};
 
-struct Case {
-  const Network* network;
-  const InnerOptimizer* optimizer;
-  at::ScalarType dtype;
-};
-
-std::vector<Case> cases() {
-  std::vector<Case> result;
-  for (const auto dtype : {at::kDouble, at::kFloat}) {
-    for (const auto& network : networks) {
-      for (const auto& optimizer : inner_optimizers) result.push_back({&network, &optimizer, dtype});
-    }
-  }
-  return result;
-}
-
-class ExactStrategiesTest : public testing::TestWithParam<Case> {
+class ExactStrategiesTest : public testing::TestWithParam<Pairing> {
  protected:
   ExactStrategiesTest() {
-    torch::manual_seed(11);
-    learner.emplace(GetParam().network->make());
-    const torch::NoGradGuard no_gradient;
-    learner->lr.fill_(GetParam().optimizer->lr);
-    learner->to(GetParam().dtype);
+    learner.emplace(GetParam().learner());
     tasks = learner->tasks(1);
   }
 
   Bilevel problem() const {
-    return learner->problem(GetParam().optimizer->make(learner->module->parameters())).steps(steps);
+    return learner->problem(GetParam().optimizer.make(learner->module->parameters())).steps(steps);
   }
 
   std::optional<Learner> learner;
@@ -75,10 +55,8 @@ class ExactStrategiesTest : public testing::TestWithParam<Case> {
   double bound = GetParam().dtype == at::kDouble ? 1e-12 : 1e-5;
 };
 
-INSTANTIATE_TEST_SUITE_P(Table, ExactStrategiesTest, testing::ValuesIn(cases()), [](const auto& info) {
-  return info.param.network->name + "_" + info.param.optimizer->name +
-         (info.param.dtype == at::kDouble ? "_float64" : "_float32");
-});
+INSTANTIATE_TEST_SUITE_P(Table, ExactStrategiesTest, testing::ValuesIn(pairings()),
+                         [](const auto& info) { return info.param.name(); });
 
 TEST_P(ExactStrategiesTest, AgreeToRounding) {
   const auto metas = learner->all_meta_parameters(), few_metas = learner->hyperparameters();
@@ -86,7 +64,7 @@ TEST_P(ExactStrategiesTest, AgreeToRounding) {
     const auto bilevel = problem().outer_at(outer).keep_final_states(true);
     const auto expected = hypergradient(bilevel, metas, tasks);
     for (const auto& [name, strategy, only, few] : exact_strategies) {
-      if (!only.empty() && only != GetParam().optimizer->name) {
+      if (!only.empty() && only != GetParam().optimizer.name) {
         expect_error([&] { hypergradient(bilevel, metas, tasks, *strategy); }, name + ": ");
         continue;
       }

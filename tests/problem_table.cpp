@@ -73,6 +73,10 @@ void Learner::to(at::ScalarType type) {
   weights = weights.detach().to(type).requires_grad_();
 }
 
+const auto tensors_of = [](const Classification& task) {
+  return TensorList{task.x, task.y, task.x_query, task.y_query};
+};
+
 Bilevel Learner::problem(optim::Optimizer optimizer) const {
   const auto inner = [own = *this](const Classification& task, int64_t step) {
     const auto logits = own.forward(task.x.roll(step, 0));
@@ -83,7 +87,7 @@ Bilevel Learner::problem(optim::Optimizer optimizer) const {
   const auto outer = [own = *this](const Classification& task) {
     return nn::functional::cross_entropy(own.forward(task.x_query), task.y_query);
   };
-  return Bilevel(module, optimizer.set("lr", lr)).steps(4).seed(11).inner(inner).outer(outer);
+  return Bilevel(module, optimizer.set("lr", lr)).steps(4).seed(11).inputs(tensors_of).inner(inner).outer(outer);
 }
 
 std::vector<Classification> Learner::tasks(int count) const {
@@ -147,6 +151,29 @@ const std::vector<InnerOptimizer> inner_optimizers{
 
 Learner mlp_learner() { return sequential(nn::Sequential(nn::Linear(4, 5), nn::Tanh(), nn::Linear(5, 3)), {4}); }
 
+std::string Pairing::name() const {
+  return network.name + "_" + optimizer.name + (dtype == at::kDouble ? "_float64" : "_float32");
+}
+
+Learner Pairing::learner() const {
+  torch::manual_seed(11);
+  auto learner = network.make();
+  const torch::NoGradGuard no_gradient;
+  learner.lr.fill_(optimizer.lr);
+  learner.to(dtype);
+  return learner;
+}
+
+std::vector<Pairing> pairings() {
+  std::vector<Pairing> result;
+  for (const auto dtype : {at::kDouble, at::kFloat}) {
+    for (const auto& network : networks) {
+      for (const auto& optimizer : inner_optimizers) result.push_back({network, optimizer, dtype});
+    }
+  }
+  return result;
+}
+
 std::vector<ProblemRow> problem_table() {
   torch::manual_seed(3);
   std::vector<ProblemRow> rows;
@@ -201,6 +228,7 @@ std::vector<ProblemRow> problem_table() {
   rows.push_back({"a learning rate a tensor",
                   Bilevel(mlp.module, optim::Optimizer(optim::Adam(0.1), parameters).set("lr", rates))
                       .steps(4)
+                      .inputs(tensors_of)
                       .inner([mlp](const Classification& task) {
                         return (mlp.forward(task.x).log_softmax(1).select(1, 0) * mlp.weights).mean();
                       })

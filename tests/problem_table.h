@@ -59,6 +59,20 @@ struct InnerOptimizer {
 
 extern const std::vector<InnerOptimizer> inner_optimizers;
 
+/// A network trained by an optimizer, in float64 or float32.
+struct Pairing {
+  const Network& network;
+  const InnerOptimizer& optimizer;
+  at::ScalarType dtype;
+
+  std::string name() const;
+  /// With the optimizer's learning rate, drawn from a fixed seed.
+  Learner learner() const;
+};
+
+/// All networks with all optimizers.
+std::vector<Pairing> pairings();
+
 /// A problem with the meta-parameters in which it is to be differentiated.
 struct ProblemRow {
   std::string name;

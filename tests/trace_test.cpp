@@ -5,6 +5,7 @@
 #include "gimli/operators/batch_norm.h"
 #include "gimli/operators/convolution.h"
 #include "gimli/operators/layer_norm.h"
+#include "gimli/operators/max_pool.h"
 #include "gimli/trace.h"
 
 namespace gimli {
@@ -130,7 +131,8 @@ const std::vector<Row> rows{
            [&](const TensorList& x) {
              const auto y = operators::convolution({x[0], x[1], x[2], {1, 1}, {1, 1}, {1, 1}, 1});
              const auto z = operators::batch_norm({y, x[3], x[2], mean, variance, 0.3, 1e-5});
-             return operators::layer_norm({z, {4, 6}, {}, {}, 1e-5}).pow(3).sum();
+             const auto pooled = operators::max_pool({operators::relu(z), {2, 2}, {2, 2}, {0, 0}, {1, 1}, false});
+             return operators::layer_norm({pooled, {2, 3}, {}, {}, 1e-5}).pow(3).sum();
            },
            in);
        list.insert(list.end(), {mean, variance});
@@ -348,6 +350,16 @@ const std::vector<OwnRow> own_rows{
      },
      {{4, 4}, {4, 4}, {4, 4}},
      6},
+    {"parts_that_are_written_over",
+     [](const TensorList& in) {
+       auto x = torch::zeros({8}, in[0].options()), y = in[0].clone();
+       x[0].fill_(5);
+       x.slice(0, 2, 4).copy_(in[0]);
+       y[0].add_(1);
+       return TensorList{x * 2, y + x[0]};
+     },
+     {{2}},
+     7},
     {"sums_with_zero",
      [](const TensorList& in) {
        const auto x = in[0] * 2, zero = torch::zeros_like(x);

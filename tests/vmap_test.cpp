@@ -12,12 +12,6 @@ using at::Tensor;
 
 const auto f64 = torch::dtype(torch::kDouble);
 
-Bilevel declared(Bilevel problem) {
-  return problem.inputs([](const Classification& task) {
-    return TensorList{task.x, task.y, task.x_query, task.y_query};
-  });
-}
-
 void expect_same(const Result& result, const Result& expected, double bound, const std::string& name) {
   EXPECT_LE(relative_error({result.outer_losses}, {expected.outer_losses}), bound) << name;
   EXPECT_LE(relative_error(result.gradients, expected.gradients), bound) << name;
@@ -45,42 +39,18 @@ void expect_same(const Result& result, const Result& expected, double bound, con
 
 // ---------------------------------------------------------------- networks x optimizers x strategies
 
-struct Case {
-  const Network* network;
-  const InnerOptimizer* optimizer;
-  at::ScalarType dtype;
-};
+class VmapTest : public testing::TestWithParam<Pairing> {};
 
-std::vector<Case> cases() {
-  std::vector<Case> result;
-  for (const auto dtype : {at::kDouble, at::kFloat}) {
-    for (const auto& network : networks) {
-      for (const auto& optimizer : inner_optimizers) result.push_back({&network, &optimizer, dtype});
-    }
-  }
-  return result;
-}
-
-class VmapTest : public testing::TestWithParam<Case> {};
-
-INSTANTIATE_TEST_SUITE_P(Table, VmapTest, testing::ValuesIn(cases()), [](const auto& info) {
-  return info.param.network->name + "_" + info.param.optimizer->name +
-         (info.param.dtype == at::kDouble ? "_float64" : "_float32");
-});
+INSTANTIATE_TEST_SUITE_P(Table, VmapTest, testing::ValuesIn(pairings()),
+                         [](const auto& info) { return info.param.name(); });
 
 TEST_P(VmapTest, AgreesWithTasksOneByOne) {
-  torch::manual_seed(11);
-  auto learner = GetParam().network->make();
-  {
-    const torch::NoGradGuard no_gradient;
-    learner.lr.fill_(GetParam().optimizer->lr);
-  }
-  learner.to(GetParam().dtype);
+  const auto learner = GetParam().learner();
   const auto tasks = learner.tasks(3);
-  const auto problem = declared(learner.problem(GetParam().optimizer->make(learner.module->parameters())));
+  const auto problem = learner.problem(GetParam().optimizer.make(learner.module->parameters()));
   const double bound = GetParam().dtype == at::kDouble ? 1e-10 : 1e-5;
   const auto metas = learner.all_meta_parameters();
-  if (GetParam().optimizer->name == "LBFGS") {
+  if (GetParam().optimizer.name == "LBFGS") {
     expect_error([&] { hypergradient(problem, metas, tasks, Unroll(), Vmap()); }, "aten::item looks at a value");
     return;
   }
@@ -102,7 +72,7 @@ TEST_P(VmapTest, AgreesWithTasksOneByOne) {
       {std::make_shared<ForwardMode>(), {learner.lr, learner.weights}, {2, 4}},
   };
   if (GetParam().dtype == at::kDouble) rows.insert(rows.end(), others.begin(), others.end());
-  if (GetParam().optimizer->name == "SGD_momentum") rows.push_back({std::make_shared<Reversible>(), metas, {4}});
+  if (GetParam().optimizer.name == "SGD_momentum") rows.push_back({std::make_shared<Reversible>(), metas, {4}});
   for (const auto& [strategy, asked, outer_steps] : rows) {
     const auto bilevel = Bilevel(problem).outer_at(outer_steps).keep_final_states(true);
     const auto expected = hypergradient(bilevel, asked, tasks, *strategy);
@@ -115,7 +85,7 @@ TEST(Vmap, serves_all_that_a_problem_can_ask_for) {
   for (const auto& [name, problem, metas, tasks] : problem_table()) {
     for (const auto& strategy : std::initializer_list<std::shared_ptr<const Strategy>>{
              std::make_shared<Unroll>(), std::make_shared<Replay>(Binomial(2))}) {
-      const auto bilevel = declared(problem).keep_final_states(true);
+      const auto bilevel = Bilevel(problem).keep_final_states(true);
       if (name == "clipped and noisy gradients") {  // alone, a task has the gradient of a weight as a transposed one
         expect_error([&] { hypergradient(bilevel, metas, tasks, *strategy, Vmap()); }, "memory of another layout");
         continue;
@@ -154,7 +124,7 @@ TEST(Vmap, takes_norms_and_moments_for_each_task) {
       {"MLPOptimizer", {mlp, parameters}},
   };
   for (const auto& [name, optimizer] : optimizers) {
-    const auto problem = declared(learner.problem(optimizer))
+    const auto problem = learner.problem(optimizer)
                              .gradient_transform(adaptive_clip(0.1))
                              .gradient_transform(clip_by_norm(0.05))
                              .keep_final_states(true);

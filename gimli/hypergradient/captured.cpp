@@ -160,6 +160,7 @@ Strategy::TaskResult Captured::differentiate(const Bilevel& problem, const Tenso
     entry->like = result;
     entry->recorded = recording.trace;
     entry->trace = own_operators_in_use() ? recording.trace->on_own_kernels() : recording.trace;
+    entry->like.cost.capture_bytes = entry->trace->memory_bytes();
   }
   const auto replay = records ? 0 : ++entry->replays;
   const auto trace = entry->trace;

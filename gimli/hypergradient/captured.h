@@ -9,7 +9,8 @@ namespace gimli {
 
 /// Another strategy, recorded once and then replayed without autograd (see Trace): the shapes of an inner loop do not
 /// change from one batch of tasks to the next, so the operators of its forward, backward and double backward passes are
-/// one list, which for new data is all that has to run. Exact: what is replayed is the same arithmetic.
+/// one list, which for new data is all that has to run. Operators on small tensors run on gimli's own kernels, so that
+/// results differ from the strategy's by rounding; with `use_own_operators(false)` a replay is the same arithmetic.
 ///
 ///     const gimli::Captured captured;                    // keep it: it owns the recordings
 ///     problem.inputs([](const Task& task) { return gimli::TensorList{task.x, task.y, task.x_query, task.y_query}; });
@@ -20,9 +21,10 @@ namespace gimli {
 /// changed, and for one set of shapes and meta-parameters. Frozen in it is what is no tensor: numbers that a closure
 /// computes with, its control flow, train() and eval().
 ///
-/// The first replay, and then the second, the fourth and so on, is compared with the strategy itself on the same task.
-/// Where there is nothing to replay (a closure draws random numbers, looks at a value, reads a tensor that nobody
-/// declared) or where the comparison fails, the strategy runs as it is, and `CostReport::capture_remark` says why.
+/// The recording is compared with the strategy itself, then the first replay for other data, the second, the fourth and
+/// so on. Where there is nothing to replay (a closure draws random numbers, looks at a value, reads a tensor that nobody
+/// declared) or where the comparison fails, the strategy runs as it is, and `CostReport::capture_remark` says why. Where
+/// own kernels alone are to blame, because a loop makes much of rounding, libtorch's take their place.
 class Captured final : public Strategy {
  public:
   /// Of Unroll().

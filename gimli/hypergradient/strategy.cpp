@@ -16,6 +16,7 @@ TaskCost& TaskCost::operator+=(const TaskCost& other) {
   }
   if (solver_remark.empty()) solver_remark = other.solver_remark;
   if (capture_remark.empty()) capture_remark = other.capture_remark;
+  capture_bytes = std::max(capture_bytes, other.capture_bytes);
   stationarity = std::max(stationarity, other.stationarity);
   return *this;
 }

@@ -5,7 +5,7 @@
 namespace gimli {
 
 /// What differentiating the outer loss of one task cost, or of several: counts are then summed; states_stored,
-/// solver_residual and stationarity are those of the worst, the remarks are the first.
+/// capture_bytes, solver_residual and stationarity are those of the worst, the remarks are the first.
 struct TaskCost {
   int64_t inner_steps = 0;           ///< steps of inner loops, recomputed ones included
   int64_t gradient_evaluations = 0;  ///< backward passes: inner gradients, and those that differentiate the outer loss
@@ -15,6 +15,7 @@ struct TaskCost {
   double solver_residual = 0;        ///< |b - A x| / |b| of its solution; NaN if it was not taken
   std::string solver_remark = {};    ///< why it did not converge, in words
   std::string capture_remark = {};   ///< why Captured did not replay, in words
+  int64_t capture_bytes = 0;         ///< of the memory in which it replays
   double stationarity = 0;           ///< norm of the inner gradient where a strategy took it to be 0
 
   TaskCost& operator+=(const TaskCost& other);

@@ -73,12 +73,20 @@ void Program::lay_out() {
     begun[slot.first].push_back(&slot);
     ended[slot.last].push_back(&slot);
   }
-  Arena arena;
+  // Small slots lie behind all others.
+  constexpr int64_t least = 16;
+  const auto is_small = [](const Slot& slot) { return slot.bytes <= kAlignment - least; };
+  const auto aligned = [&](const Slot& slot) {
+    const auto unit = is_small(slot) ? least : kAlignment;
+    return std::max<int64_t>((slot.bytes + unit - 1) / unit, 1) * unit;
+  };
+  Arena large, small;
   for (int64_t now = 0; now <= end; ++now) {
-    for (auto* slot : begun[now]) slot->offset = arena.take(slot->bytes);
-    for (const auto* slot : ended[now]) arena.give_back(slot->offset, slot->bytes);
+    for (auto* slot : begun[now]) slot->offset = (is_small(*slot) ? small : large).take(aligned(*slot));
+    for (const auto* slot : ended[now]) (is_small(*slot) ? small : large).give_back(slot->offset, aligned(*slot));
   }
-  arena_bytes = arena.bytes();
+  for (auto& slot : slots) slot.offset += is_small(slot) ? large.bytes() : 0;
+  arena_bytes = large.bytes() + small.bytes();
 }
 
 }  // namespace gimli::tracing

@@ -13,7 +13,8 @@
 
 namespace gimli::tracing {
 
-constexpr int64_t kAlignment = 64;  ///< of slots, in bytes
+/// Of slots in an arena, in bytes: so much, and less of smaller ones.
+constexpr int64_t kAlignment = 64;
 
 /// How a tensor lies in some memory.
 struct Layout {

@@ -24,8 +24,6 @@ bool is_plain(const at::Tensor& tensor) {
   return tensor.has_storage() && tensor.layout() == at::kStrided && tensor.device().is_cpu();
 }
 
-int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
 /// The bytes of its storage between which a tensor lies.
 std::pair<int64_t, int64_t> extent(const at::Tensor& tensor) {
   int64_t last = tensor.storage_offset();
@@ -180,7 +178,7 @@ void Recorder::add_slot(const at::Tensor& tensor, Slot::Kind kind, bool is_kept)
   slot_of_[storage_of(tensor)] = program_->slots.size();
   seen_.push_back(tensor.storage().getWeakStorageImpl());
   program_->slots.push_back(
-      {kind, is_kept ? tensor.detach() : at::Tensor(), aligned(static_cast<int64_t>(tensor.storage().nbytes()))});
+      {kind, is_kept ? tensor.detach() : at::Tensor(), static_cast<int64_t>(tensor.storage().nbytes())});
 }
 
 /// Of a storage, a slot has what lies between its first input and its last.

@@ -105,7 +105,7 @@ class Simplification final {
   bool fills_slot(const Geometry& tensor) const {
     auto bytes = static_cast<int64_t>(at::elementSize(tensor.type()));
     for (const auto size : tensor.sizes()) bytes *= size;
-    return tensor.offset() == 0 && bytes > program_.slots[tensor.slot].bytes - kAlignment;
+    return tensor.offset() == 0 && bytes == program_.slots[tensor.slot].bytes;
   }
 
   /// A slot that was a copy of another is read there.

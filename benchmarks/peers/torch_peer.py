@@ -108,12 +108,19 @@ def with_higher():
 def with_torchopt():
     import torchopt
 
+    def init(parameters):
+        """Where each weight is: TorchOpt sorts the tensors of a module by name."""
+        places = {id(p): place for place, p in enumerate(parameters)}
+        return [places[id(p)] for p in weights.values()], None
+
     def step(gradients, state, *, params, inplace):
-        following, state = update(params, gradients, state, hyperparameters)
-        return tuple(after - before for after, before in zip(following, params)), state
+        places, state = state
+        following, state = update([params[i] for i in places], [gradients[i] for i in places], state, hyperparameters)
+        after = dict(zip(places, following))
+        return tuple(after[i] - p for i, p in enumerate(params)), (places, state)
 
     if learned in ("rates", "optimizer"):
-        optimizer = torchopt.MetaOptimizer(model, torchopt.base.GradientTransformation(lambda params: None, step))
+        optimizer = torchopt.MetaOptimizer(model, torchopt.base.GradientTransformation(init, step))
     else:
         optimizer = (torchopt.MetaAdam if adam else torchopt.MetaSGD)(model, lr=lr)
     start = torchopt.extract_state_dict(model, by="reference")

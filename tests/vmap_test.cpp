@@ -152,110 +152,95 @@ std::vector<Operation> operations() {
   const auto labels = [](const Tensor& x) { return x.select(1, 0).select(1, 0).gt(0).to(at::kLong); };  // [6, 8]
   const auto logits = [](const Tensor& x) { return x.mean({2, 3}); };                                   // [6, 4]
   const auto classes = [labels](const Tensor& x) { return labels(x).sum(1).remainder(4); };             // [6]
-  return {
-      of("convolution", nn::Conv2d(nn::Conv2dOptions(4, 3, 3).padding(1).stride(2))),
-      of("convolution in groups", nn::Conv2d(nn::Conv2dOptions(4, 6, 3).groups(2).bias(false))),
-      of("dilated convolution", nn::Conv2d(nn::Conv2dOptions(4, 2, 3).dilation(2))),
-      of("transposed convolution", nn::ConvTranspose2d(nn::ConvTranspose2dOptions(4, 2, 3).stride(2))),
-      of("batch norm", nn::BatchNorm2d(4)),
-      of("batch norm without running statistics",
-         nn::BatchNorm2d(nn::BatchNorm2dOptions(4).track_running_stats(false))),
-      of("batch norm without weights", nn::BatchNorm2d(nn::BatchNorm2dOptions(4).affine(false))),
-      of("batch norm with cumulative averages", nn::BatchNorm2d(nn::BatchNorm2dOptions(4).momentum(std::nullopt))),
-      of("layer norm", nn::LayerNorm(nn::LayerNormOptions({8, 8}))),
-      of("group norm", nn::GroupNorm(nn::GroupNormOptions(2, 4))),
-      of("instance norm", nn::InstanceNorm2d(nn::InstanceNorm2dOptions(4).affine(true))),
-      of("prelu", nn::PReLU(nn::PReLUOptions().num_parameters(4))),
-      of("bilinear", nn::Linear(8, 3)),
-      {"dropout", [](const Tensor& x) { return torch::dropout(x, 0.3, true); }},
-      {"dropout of channels", [](const Tensor& x) { return torch::feature_dropout(x, 0.3, true); }},
-      {"alpha dropout", [](const Tensor& x) { return torch::alpha_dropout(x, 0.3, true); }},
-      {"noise", [](const Tensor& x) { return x + torch::randn_like(x) + torch::randn({8}, x.options()); }},
-      {"noise in place", [](const Tensor& x) { return x + torch::empty_like(x).uniform_(); }},
-      {"noise in place of a shared tensor",
+  std::vector<Operation> list;  // one by one: GCC takes minutes for as many temporaries in one expression
+  const auto add = [&](Operation operation) { list.push_back(std::move(operation)); };
+  add(of("convolution", nn::Conv2d(nn::Conv2dOptions(4, 3, 3).padding(1).stride(2))));
+  add(of("convolution in groups", nn::Conv2d(nn::Conv2dOptions(4, 6, 3).groups(2).bias(false))));
+  add(of("dilated convolution", nn::Conv2d(nn::Conv2dOptions(4, 2, 3).dilation(2))));
+  add(of("transposed convolution", nn::ConvTranspose2d(nn::ConvTranspose2dOptions(4, 2, 3).stride(2))));
+  add(of("batch norm", nn::BatchNorm2d(4)));
+  add(of("batch norm without running statistics",
+         nn::BatchNorm2d(nn::BatchNorm2dOptions(4).track_running_stats(false))));
+  add(of("batch norm without weights", nn::BatchNorm2d(nn::BatchNorm2dOptions(4).affine(false))));
+  add(of("batch norm with cumulative averages", nn::BatchNorm2d(nn::BatchNorm2dOptions(4).momentum(std::nullopt))));
+  add(of("layer norm", nn::LayerNorm(nn::LayerNormOptions({8, 8}))));
+  add(of("group norm", nn::GroupNorm(nn::GroupNormOptions(2, 4))));
+  add(of("instance norm", nn::InstanceNorm2d(nn::InstanceNorm2dOptions(4).affine(true))));
+  add(of("prelu", nn::PReLU(nn::PReLUOptions().num_parameters(4))));
+  add(of("linear map of the last dimension", nn::Linear(8, 3)));
+  add({"dropout", [](const Tensor& x) { return torch::dropout(x, 0.3, true); }});
+  add({"dropout of channels", [](const Tensor& x) { return torch::feature_dropout(x, 0.3, true); }});
+  add({"alpha dropout", [](const Tensor& x) { return torch::alpha_dropout(x, 0.3, true); }});
+  add({"noise", [](const Tensor& x) { return x + torch::randn_like(x) + torch::randn({8}, x.options()); }});
+  add({"noise in place", [](const Tensor& x) { return x + torch::empty_like(x).uniform_(); }});
+  add({"noise in place of a shared tensor",
        [](const Tensor& x) { return x + torch::empty({8}, x.options()).uniform_(); }, nullptr,
-       "draws into a tensor that all tasks share"},
-      {"a permutation", [](const Tensor& x) { return x.index_select(0, torch::randperm(6)); }},
-      {"softplus", [](const Tensor& x) { return F::softplus(x); }},
-      {"gelu", [](const Tensor& x) { return F::gelu(x); }},
-      {"silu", [](const Tensor& x) { return F::silu(x); }},
-      {"elu", [](const Tensor& x) { return F::elu(x); }},
-      {"relu", [](const Tensor& x) { return F::relu(x); }},
-      {"leaky relu", [](const Tensor& x) { return F::leaky_relu(x); }},
-      {"maximum pooling", [](const Tensor& x) { return torch::max_pool2d(x, 2); }},
-      {"average pooling", [](const Tensor& x) { return torch::avg_pool2d(x, 3, 2, 1); }},
-      {"adaptive pooling",
-       [](const Tensor& x) {
-         return torch::adaptive_avg_pool2d(x, {2, 2});
-       }},
-      {"interpolation",
-       [](const Tensor& x) {
+       "draws into a tensor that all tasks share"});
+  add({"a permutation", [](const Tensor& x) { return x.index_select(0, torch::randperm(6)); }});
+  add({"softplus", [](const Tensor& x) { return F::softplus(x); }});
+  add({"gelu", [](const Tensor& x) { return F::gelu(x); }});
+  add({"silu", [](const Tensor& x) { return F::silu(x); }});
+  add({"elu", [](const Tensor& x) { return F::elu(x); }});
+  add({"relu", [](const Tensor& x) { return F::relu(x); }});
+  add({"leaky relu", [](const Tensor& x) { return F::leaky_relu(x); }});
+  add({"maximum pooling", [](const Tensor& x) { return torch::max_pool2d(x, 2); }});
+  add({"average pooling", [](const Tensor& x) { return torch::avg_pool2d(x, 3, 2, 1); }});
+  add({"adaptive pooling", [](const Tensor& x) { return torch::adaptive_avg_pool2d(x, {2, 2}); }});
+  add({"interpolation", [](const Tensor& x) {
          return F::interpolate(
              x, F::InterpolateFuncOptions().scale_factor(std::vector<double>{2, 2}).mode(torch::kNearest));
-       }},
-      {"padding",
-       [](const Tensor& x) {
-         return F::pad(x, F::PadFuncOptions({1, 1, 1, 1}).mode(torch::kReflect));
-       }},
-      {"softmax", [](const Tensor& x) { return x.softmax(1) * x.log_softmax(3); }},
-      {"cross entropy", [=](const Tensor& x) { return F::cross_entropy(logits(x), classes(x)); }},
-      {"cross entropy with weights and an ignored class",
-       [=](const Tensor& x) {
+       }});
+  add({"padding", [](const Tensor& x) { return F::pad(x, F::PadFuncOptions({1, 1, 1, 1}).mode(torch::kReflect)); }});
+  add({"softmax", [](const Tensor& x) { return x.softmax(1) * x.log_softmax(3); }});
+  add({"cross entropy", [=](const Tensor& x) { return F::cross_entropy(logits(x), classes(x)); }});
+  add({"cross entropy with weights and an ignored class", [=](const Tensor& x) {
          return F::cross_entropy(
              logits(x), classes(x),
              F::CrossEntropyFuncOptions().weight(torch::linspace(0.5, 2, 4, x.options())).ignore_index(1));
-       }},
-      {"smoothed cross entropy",
-       [=](const Tensor& x) {
+       }});
+  add({"smoothed cross entropy", [=](const Tensor& x) {
          return F::cross_entropy(logits(x), classes(x), F::CrossEntropyFuncOptions().label_smoothing(0.1));
-       }},
-      {"cross entropy of pixels",
-       [=](const Tensor& x) {
+       }});
+  add({"cross entropy of pixels", [=](const Tensor& x) {
          return F::cross_entropy(x.mean(3, true), labels(x).unsqueeze(2),
                                  F::CrossEntropyFuncOptions().reduction(torch::kSum));
-       }},
-      {"cross entropy of one sample", [=](const Tensor& x) { return F::cross_entropy(logits(x)[0], classes(x)[0]); }},
-      {"cross entropy with probabilities",
-       [=](const Tensor& x) { return F::cross_entropy(logits(x), logits(x).softmax(1).detach()); }},
-      {"binary cross entropy",
-       [](const Tensor& x) { return F::binary_cross_entropy_with_logits(x, x.detach().sigmoid().roll(1, 0)); }},
-      {"squared error", [](const Tensor& x) { return F::mse_loss(x, x.detach().roll(1, 0)); }},
-      {"Huber's loss", [](const Tensor& x) { return F::huber_loss(x, x.detach().roll(1, 0)); }},
-      {"divergence",
-       [=](const Tensor& x) {
+       }});
+  add({"cross entropy of one sample", [=](const Tensor& x) { return F::cross_entropy(logits(x)[0], classes(x)[0]); }});
+  add({"cross entropy with probabilities",
+       [=](const Tensor& x) { return F::cross_entropy(logits(x), logits(x).softmax(1).detach()); }});
+  add({"binary cross entropy",
+       [](const Tensor& x) { return F::binary_cross_entropy_with_logits(x, x.detach().sigmoid().roll(1, 0)); }});
+  add({"squared error", [](const Tensor& x) { return F::mse_loss(x, x.detach().roll(1, 0)); }});
+  add({"Huber's loss", [](const Tensor& x) { return F::huber_loss(x, x.detach().roll(1, 0)); }});
+  add({"divergence", [=](const Tensor& x) {
          return at::kl_div(logits(x).log_softmax(1), logits(x).softmax(1).detach(), at::Reduction::Sum);
-       }},
-      {"einsum",
-       [](const Tensor& x) {
-         return torch::einsum("nchw,ncvw->nhv", {x, x});
-       }},
-      {"an integer index",
-       [=](const Tensor& x) {
+       }});
+  add({"einsum", [](const Tensor& x) { return torch::einsum("nchw,ncvw->nhv", {x, x}); }});
+  add({"an integer index", [=](const Tensor& x) {
          return x.flatten(2).index({torch::indexing::Slice(), classes(x)});
-       }},
-      {"assignment to a part",
-       [](const Tensor& x) {
+       }});
+  add({"assignment to a part", [](const Tensor& x) {
          auto copy = x.clone();
          copy.select(1, 0).mul_(2);
          return copy;
-       }},
-      {"sorting", [=](const Tensor& x) { return std::get<0>(logits(x).sort(1)) * std::get<0>(x.topk(2, 3)).sum(); }},
-      {"cumulative sums", [](const Tensor& x) { return x.cumsum(3).logsumexp(2); }},
-      {"normal equations",
-       [=](const Tensor& x) {
+       }});
+  add({"sorting", [=](const Tensor& x) { return std::get<0>(logits(x).sort(1)) * std::get<0>(x.topk(2, 3)).sum(); }});
+  add({"cumulative sums", [](const Tensor& x) { return x.cumsum(3).logsumexp(2); }});
+  add({"normal equations", [=](const Tensor& x) {
          const auto a = logits(x);
          return at::linalg_solve(a.t().matmul(a) + torch::eye(4, a.options()), a.t().matmul(a.sum(1, true)));
-       }},
-      {"one-hot labels", [=](const Tensor& x) { return logits(x) * torch::one_hot(classes(x), 4); }},
-      {"item", [](const Tensor& x) { return x * x.sum().item<double>(); }, nullptr, "looks at a value"},
-      {"a branch", [](const Tensor& x) { return (x[0].sum() > 0).item<bool>() ? x : -x; }, nullptr, "looks at a value"},
-      {"a branch that all tasks take", [](const Tensor& x) { return (x.square().sum() > 0).item<bool>() ? x : -x; }},
-      {"a boolean index", [](const Tensor& x) { return x.index({x > 0}); }, nullptr, "dynamic shape"},
-      {"places", [](const Tensor& x) { return x.flatten().index_select(0, (x.flatten() > 0).nonzero().flatten()); },
-       nullptr, "dynamic shape"},
-      {"an operator without batching rule", [=](const Tensor& x) { return x * torch::bincount(classes(x)).sum(); },
-       nullptr, "Vmap: aten::bincount has no batching rule"},
-  };
+       }});
+  add({"one-hot labels", [=](const Tensor& x) { return logits(x) * torch::one_hot(classes(x), 4); }});
+  add({"item", [](const Tensor& x) { return x * x.sum().item<double>(); }, nullptr, "looks at a value"});
+  add({"a branch", [](const Tensor& x) { return (x[0].sum() > 0).item<bool>() ? x : -x; }, nullptr,
+       "looks at a value"});
+  add({"a branch that all tasks take", [](const Tensor& x) { return (x.square().sum() > 0).item<bool>() ? x : -x; }});
+  add({"a boolean index", [](const Tensor& x) { return x.index({x > 0}); }, nullptr, "dynamic shape"});
+  add({"places", [](const Tensor& x) { return x.flatten().index_select(0, (x.flatten() > 0).nonzero().flatten()); },
+       nullptr, "dynamic shape"});
+  add({"an operator without batching rule", [=](const Tensor& x) { return x * torch::bincount(classes(x)).sum(); },
+       nullptr, "Vmap: aten::bincount has no batching rule"});
+  return list;
 }
 
 struct Holder final : nn::Module {

@@ -312,7 +312,7 @@ void InnerLoop::set_state(InnerState state) {
     TORCH_CHECK(parameter.defined() && parameter.sizes() == sizes && parameter.scalar_type() == own.scalar_type(),
                 "InnerLoop::set_state: the state has '", model.parameters.names[i], "' as ",
                 parameter.defined() ? c10::str(parameter.scalar_type(), " of shape ", parameter.sizes()) : "undefined",
-                ", expected ", own.scalar_type(), " of shape ", sizes);
+                ", expected ", own.scalar_type(), " of shape ", at::IntArrayRef(sizes));
   }
   TORCH_CHECK(state.step >= 0, "InnerLoop::set_state: expected a state of step 0 or later, got ", state.step);
   state.rules = state_.rules;

@@ -1,7 +1,7 @@
 # Run as: cmake -P tests/check_layers.cmake
 # Who may know whom inside gimli/, read from the #include lines: a part may include itself and every part before it.
 cmake_minimum_required(VERSION 3.25)
-set(order processor tensor_list memory_meter linear_solve trace operators vmap substitution optim inner_loop bilevel task_batch hypergradient distributed gradcheck)
+set(order processor pack tensor_list memory_meter linear_solve trace operators vmap substitution optim inner_loop bilevel task_batch hypergradient distributed gradcheck)
 set(torch_only nn data)  # these know libtorch and themselves
 set(umbrella gimli)      # gimli.h knows everything and nobody knows it
 

@@ -3,12 +3,10 @@
 #include <limits>
 #include <type_traits>
 
-#include "gimli/optim/fused/pack.h"
+#include "gimli/pack.h"
 
 namespace gimli::tracing {
 namespace {
-
-using optim::fused::Pack;
 
 // Elementary functions of packs, to a few units in the last place, for infinities, NaN and subnormal numbers too.
 

@@ -9,8 +9,6 @@
 namespace gimli::tracing {
 namespace {
 
-using optim::fused::Pack;
-
 // The operations of loops.h. P is a pack of numbers.
 
 struct Fill {

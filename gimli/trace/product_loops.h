@@ -3,13 +3,11 @@
 #include <algorithm>
 #include <utility>
 
-#include "gimli/optim/fused/pack.h"
+#include "gimli/pack.h"
 #include "gimli/trace/loops.h"
 
 namespace gimli::tracing {
 namespace {
-
-using optim::fused::Pack;
 
 constexpr int kRows = 5, kPacks = 3;  ///< of the block of sums that stays in registers
 

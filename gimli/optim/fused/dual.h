@@ -1,6 +1,6 @@
 #pragma once
 
-#include "gimli/optim/fused/pack.h"
+#include "gimli/pack.h"
 
 namespace gimli::optim::fused {
 

@@ -2,9 +2,16 @@
 
 #include <array>
 
-#include "gimli/optim/fused/pack.h"
+#include "gimli/pack.h"
 
 namespace gimli::optim::fused {
+
+/// (1 - w) x + w y, exact at both ends; at::lerp's form.
+template <class T>
+GIMLI_INLINE T interpolate(T w, T x, T y) {
+  const T way = y - x;
+  return select(is_small(w), x + w * way, y - (T(1) - w) * way);
+}
 
 /// The update of one element: forward() from the parameter, its gradient, the slots (x) and the coefficients (c) to the
 /// new parameter and slots (y), and its vector-Jacobian product, from a cotangent of y to those of x and c. T is a

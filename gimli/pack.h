@@ -6,10 +6,9 @@
 
 #include "gimli/processor.h"
 
-namespace gimli::optim::fused {
+namespace gimli {
 
-/// As many numbers as a register of `bytes` bytes has, and what the formulas of updates are made of besides + - * /.
-/// `Dual` and `Trace` have the same.
+/// As many numbers as a register of `bytes` bytes has, with what formulas are made of besides + - * /.
 template <class T, int bytes>
 struct Pack {
   using Number = T;
@@ -60,11 +59,4 @@ struct Pack {
   Vector v;
 };
 
-/// (1 - w) x + w y, exact at both ends; at::lerp's form.
-template <class T>
-GIMLI_INLINE T interpolate(T w, T x, T y) {
-  const T way = y - x;
-  return select(is_small(w), x + w * way, y - (T(1) - w) * way);
-}
-
-}  // namespace gimli::optim::fused
+}  // namespace gimli

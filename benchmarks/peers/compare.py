@@ -114,6 +114,8 @@ def commands(spec, folder, arguments):
     jax = lambda *options: [python, HERE / "jax_peer.py", folder, *options]
     result = {"gimli": gimli("own"), "gimli, captured": gimli("captured"),
               "gimli on libtorch's operators": gimli("libtorch")}
+    if spec["tasks"] > 1:
+        result["gimli, vmap"] = gimli("vmap")
     if "replay" in spec["strategies"]:
         result["gimli, replay"] = gimli("replay")
     if "binomial" in spec["strategies"]:

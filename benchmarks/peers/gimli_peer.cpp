@@ -3,6 +3,7 @@
 //     own         Unroll() on gimli's own operators
 //     captured    Captured(Unroll())
 //     libtorch    Unroll() on libtorch's operators
+//     vmap        Unroll(), the tasks together
 //     replay      Replay()
 //     binomial    Replay(Binomial(10))
 //
@@ -166,7 +167,7 @@ class Work final {
       const auto recording = Trace::record(
           [&] { return Unroll().differentiate(*problem_, meta_parameters_, TaskRef::to(task)).gradients; }, inputs);
       if (!recording.trace) return 0;
-      count += recording.trace->size();
+      count += recording.trace->on_own_kernels()->size();
     }
     return count;
   }
@@ -246,11 +247,12 @@ int64_t memory(const std::string& field) {
   return 0;
 }
 
-void serve(const Work& work, const Strategy& strategy, int64_t threads) {
+void serve(const Work& work, const Strategy& strategy, bool together, int64_t threads) {
   const bool captured = dynamic_cast<const Captured*>(&strategy);
   const auto use = [&](int64_t count) {
     at::set_num_threads(static_cast<int>(count));
     const auto at_once = std::min(count, work.task_count());
+    if (together) return std::shared_ptr<const TaskBatch>(new Vmap(at_once));
     return at_once > 1 ? std::shared_ptr<const TaskBatch>(new Threads(at_once)) : std::make_shared<Sequential>();
   };
   auto batch = use(threads);
@@ -297,14 +299,15 @@ int main(int argc, char** argv) {
       {"own", std::make_shared<gimli::Unroll>()},
       {"captured", std::make_shared<gimli::Captured>()},
       {"libtorch", std::make_shared<gimli::Unroll>()},
+      {"vmap", std::make_shared<gimli::Unroll>()},
       {"replay", std::make_shared<gimli::Replay>()},
       {"binomial", std::make_shared<gimli::Replay>(gimli::Binomial(10))},
   };
   if (argc != 4 || !ways.count(argv[2])) {
-    std::fprintf(stderr, "gimli_peer FOLDER own|captured|libtorch|replay|binomial THREADS\n");
+    std::fprintf(stderr, "gimli_peer FOLDER own|captured|libtorch|vmap|replay|binomial THREADS\n");
     return 2;
   }
   const std::string way = argv[2];
   gimli::use_own_operators(way != "libtorch");
-  gimli::serve(gimli::Work(argv[1]), *ways.at(way), std::stoll(argv[3]));
+  gimli::serve(gimli::Work(argv[1]), *ways.at(way), way == "vmap", std::stoll(argv[3]));
 }

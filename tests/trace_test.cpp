@@ -195,10 +195,11 @@ const std::vector<OwnRow> own_rows{
     {"numbers", [](const TensorList& in) { return TensorList{torch::rsub(in[0] * 2, 3) / 7}; }, {{33}}, 3},
     {"a_number_of_another_type",
      [](const TensorList& in) {
-       return TensorList{in[0] * torch::full({}, 0.3, torch::kDouble), in[0] + torch::full({}, 0.3f)};
+       return TensorList{in[0] * torch::full({}, 0.3, torch::kDouble),
+                         in[0] + torch::full({}, 0.3, torch::dtype(torch::kFloat)), in[0] * in[1].to(torch::kFloat)};
      },
-     {{19}},
-     2},
+     {{19}, {}},
+     -1},
     {"gaps", [](const TensorList& in) { return TensorList{in[0].select(1, 1) - in[0].select(1, 0)}; }, {{6, 2, 5}}},
     {"every_other_element", [](const TensorList& in) { return TensorList{in[0].slice(0, 0, 40, 2).neg()}; }, {{40}}},
     {"nothing",

@@ -309,5 +309,10 @@ int main(int argc, char** argv) {
   }
   const std::string way = argv[2];
   gimli::use_own_operators(way != "libtorch");
-  gimli::serve(gimli::Work(argv[1]), *ways.at(way), way == "vmap", std::stoll(argv[3]));
+  try {
+    gimli::serve(gimli::Work(argv[1]), *ways.at(way), way == "vmap", std::stoll(argv[3]));
+  } catch (const c10::Error& error) {
+    std::fprintf(stderr, "%s\n", error.what_without_backtrace());
+    return 1;
+  }
 }

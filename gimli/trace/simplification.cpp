@@ -76,7 +76,8 @@ class Simplification final {
 
   void count() {
     use_.assign(program_.slots.size(), {});
-    moved_to_.assign(program_.slots.size(), std::nullopt);
+    moved_to_.resize(program_.slots.size());
+    std::iota(moved_to_.begin(), moved_to_.end(), 0);
     for (size_t i = 0; i < program_.instructions.size(); ++i) {
       const auto& instruction = program_.instructions[i];
       for (const auto& result : instruction.results) {
@@ -109,15 +110,7 @@ class Simplification final {
   }
 
   /// A slot that was a copy of another is read there.
-  void follow(Geometry& tensor) const {
-    const auto& to = moved_to_[tensor.slot];
-    if (!to) return;
-    tensor.slot = to->slot;
-    if (to->offset() == 0) return;
-    auto layout = *tensor.layout;
-    layout.offset += to->offset();
-    tensor.layout = std::make_shared<const Layout>(std::move(layout));
-  }
+  void follow(Geometry& tensor) const { tensor.slot = moved_to_[tensor.slot]; }
 
   /// Operands that are filled with a number are that number.
   void take_numbers(Instruction& instruction) {
@@ -125,7 +118,9 @@ class Simplification final {
     std::erase_if(instruction.places, [&](const Place& place) {
       const auto* filled = source(place.geometry.slot);
       if (!filled || !is_own(*filled, Operation::fill)) return false;
-      instruction.own->numbers.emplace_back(place.argument, filled->own->p);
+      const auto number = filled->own->p;
+      instruction.own->numbers.emplace_back(place.argument,
+                                            place.geometry.type() == at::kFloat ? static_cast<float>(number) : number);
       --use_[place.geometry.slot].reads;
       return true;
     });
@@ -148,10 +143,10 @@ class Simplification final {
     const auto* from = operand(instruction, 1);
     const auto& to = instruction.results[0];
     if (!from || program_.slots[from->slot].kind != Slot::computed || !is_written_once(from->slot)) return false;
-    if (source(to.slot) != &instruction || !lie_alike(*from, to)) return false;
+    if (source(to.slot) != &instruction || from->offset() != 0 || !lie_alike(*from, to)) return false;
     use_[from->slot].reads += use_[to.slot].reads - 1;
     use_[to.slot].reads = 0;
-    moved_to_[to.slot] = *from;
+    moved_to_[to.slot] = from->slot;
     return true;
   }
 
@@ -202,7 +197,8 @@ class Simplification final {
     const bool rectifies = is_own(instruction, Operation::rectify), passes = is_own(instruction, Operation::pass_above);
     if ((!rectifies && !passes) || instruction.own->p != 0) return;
     const auto* read = operand(instruction, 1);
-    auto product = read ? product_of(*read) : std::nullopt;
+    if (!read || read->sizes() != instruction.results[0].sizes()) return;
+    auto product = product_of(*read);
     if (!product) return;
     product->own->epilogue = rectifies ? Epilogue::rectify : Epilogue::pass_above;
     if (passes) {
@@ -276,7 +272,7 @@ class Simplification final {
 
   Program& program_;
   std::vector<Use> use_;
-  std::vector<std::optional<Geometry>> moved_to_;
+  std::vector<size_t> moved_to_;
 };
 
 }  // namespace

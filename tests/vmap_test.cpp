@@ -54,30 +54,22 @@ TEST_P(VmapTest, AgreesWithTasksOneByOne) {
     expect_error([&] { hypergradient(problem, metas, tasks, Unroll(), Vmap()); }, "aten::item looks at a value");
     return;
   }
-  struct Row {
-    std::shared_ptr<const Strategy> strategy;
-    TensorList metas;
-    std::vector<int64_t> outer_steps;
+  const auto expect_of = [&](const Strategy& strategy, const TensorList& asked, std::vector<int64_t> outer_steps) {
+    const auto bilevel = Bilevel(problem).outer_at(std::move(outer_steps)).keep_final_states(true);
+    const auto expected = hypergradient(bilevel, asked, tasks, strategy);
+    expect_same(hypergradient(bilevel, asked, tasks, strategy, Vmap()), expected, bound, strategy.name());
   };
-  std::vector<Row> rows{
-      {std::make_shared<Unroll>(), metas, {4}},
-      {std::make_shared<Replay>(), metas, {0, 2, 4}},
-  };
-  const std::vector<Row> others{
-      {std::make_shared<Unroll>(), metas, {0, 2, 4}},
-      {std::make_shared<Unroll>(Unroll::first_order()), learner.module->parameters(), {4}},
-      {std::make_shared<Unroll>(Unroll::last(2)), learner.hyperparameters(), {4}},
-      {std::make_shared<Replay>(Binomial(1)), metas, {4}},
-      {std::make_shared<Replay>(Replay(Sqrt()).keep_gradients(true)), metas, {4}},
-      {std::make_shared<ForwardMode>(), {learner.lr, learner.weights}, {2, 4}},
-  };
-  if (GetParam().dtype == at::kDouble) rows.insert(rows.end(), others.begin(), others.end());
-  if (GetParam().optimizer.name == "SGD_momentum") rows.push_back({std::make_shared<Reversible>(), metas, {4}});
-  for (const auto& [strategy, asked, outer_steps] : rows) {
-    const auto bilevel = Bilevel(problem).outer_at(outer_steps).keep_final_states(true);
-    const auto expected = hypergradient(bilevel, asked, tasks, *strategy);
-    expect_same(hypergradient(bilevel, asked, tasks, *strategy, Vmap()), expected, bound, strategy->name());
+  expect_of(Unroll(), metas, {4});
+  expect_of(Replay(), metas, {0, 2, 4});
+  if (GetParam().dtype == at::kDouble) {
+    expect_of(Unroll(), metas, {0, 2, 4});
+    expect_of(Unroll::first_order(), learner.module->parameters(), {4});
+    expect_of(Unroll::last(2), learner.hyperparameters(), {4});
+    expect_of(Replay(Binomial(1)), metas, {4});
+    expect_of(Replay(Sqrt()).keep_gradients(true), metas, {4});
+    expect_of(ForwardMode(), {learner.lr, learner.weights}, {2, 4});
   }
+  if (GetParam().optimizer.name == "SGD_momentum") expect_of(Reversible(), metas, {4});
   expect_same(evaluate(problem, tasks, Vmap()), evaluate(problem, tasks), bound, "evaluate");
 }
 
@@ -152,7 +144,7 @@ std::vector<Operation> operations() {
   const auto labels = [](const Tensor& x) { return x.select(1, 0).select(1, 0).gt(0).to(at::kLong); };  // [6, 8]
   const auto logits = [](const Tensor& x) { return x.mean({2, 3}); };                                   // [6, 4]
   const auto classes = [labels](const Tensor& x) { return labels(x).sum(1).remainder(4); };             // [6]
-  std::vector<Operation> list;  // one by one: GCC takes minutes for as many temporaries in one expression
+  std::vector<Operation> list;  // one by one: GCC is slow with as many temporaries in one expression
   const auto add = [&](Operation operation) { list.push_back(std::move(operation)); };
   add(of("convolution", nn::Conv2d(nn::Conv2dOptions(4, 3, 3).padding(1).stride(2))));
   add(of("convolution in groups", nn::Conv2d(nn::Conv2dOptions(4, 6, 3).groups(2).bias(false))));

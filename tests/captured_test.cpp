@@ -6,21 +6,13 @@
 
 #include "expect.h"
 #include "gimli/memory_meter.h"
+#include "own_operators.h"
 #include "problem_table.h"
 
 namespace gimli {
 namespace {
 
 using torch::Tensor;
-
-class OwnOperators final {
- public:
-  explicit OwnOperators(bool use) : before_(use_own_operators(use)) {}
-  ~OwnOperators() { use_own_operators(before_); }
-
- private:
-  const bool before_;
-};
 
 class CapturedTest : public testing::TestWithParam<Pairing> {};
 INSTANTIATE_TEST_SUITE_P(Table, CapturedTest, testing::ValuesIn(pairings()),

@@ -18,6 +18,7 @@
 #include "gimli/operators/norm_kernels.h"
 #include "gimli/operators/replacement.h"
 #include "gimli/processor.h"
+#include "own_operators.h"
 
 namespace gimli {
 namespace {
@@ -27,10 +28,7 @@ constexpr auto kInfinity = std::numeric_limits<double>::infinity(), kNaN = std::
 /// Runs what it is given with libtorch's operators.
 template <class Function>
 auto with_libtorchs(Function function) {
-  struct Off {
-    bool before = use_own_operators(false);
-    ~Off() { use_own_operators(before); }
-  } off;
+  const OwnOperators off(false);
   return function();
 }
 

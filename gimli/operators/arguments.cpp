@@ -30,4 +30,11 @@ at::Tensor over_channels(const at::Tensor& numbers, const at::Tensor& x) {
   return numbers.view(shape);
 }
 
+at::MemoryFormat format_of(const at::Tensor& x) {
+  if (x.is_contiguous()) return at::MemoryFormat::Contiguous;
+  if (x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast)) return at::MemoryFormat::ChannelsLast;
+  if (x.dim() == 5 && x.is_contiguous(at::MemoryFormat::ChannelsLast3d)) return at::MemoryFormat::ChannelsLast3d;
+  return at::MemoryFormat::Contiguous;
+}
+
 }  // namespace gimli::operators

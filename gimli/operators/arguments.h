@@ -18,4 +18,7 @@ std::optional<at::Tensor> if_defined(const at::Tensor& tensor);
 /// Numbers [channels] as [1, channels, 1, ...], which broadcasts over x.
 at::Tensor over_channels(const at::Tensor& numbers, const at::Tensor& x);
 
+/// The memory format in which passes go over x.
+at::MemoryFormat format_of(const at::Tensor& x);
+
 }  // namespace gimli::operators

@@ -18,11 +18,6 @@ using torch::autograd::variable_list;
 // The passes, as operators of libtorch's dispatcher below autograd, which a Trace sees. All tensors of a pass have the
 // memory format of `image`, or where that is written, of `which`.
 
-at::MemoryFormat format_of(const at::Tensor& x) {
-  return x.is_contiguous() || !x.is_contiguous(at::MemoryFormat::ChannelsLast) ? at::MemoryFormat::Contiguous
-                                                                               : at::MemoryFormat::ChannelsLast;
-}
-
 void take(PoolStep step, const at::Tensor& image, const at::Tensor& pooled, const at::Tensor& which) {
   const auto n = image.size(0), channels = image.size(1), height = image.size(2), width = image.size(3);
   const auto format = format_of(which);

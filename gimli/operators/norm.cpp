@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "gimli/operators/arguments.h"
 #include "gimli/operators/dispatched.h"
 #include "gimli/operators/norm_kernels.h"
 
@@ -16,14 +17,6 @@ namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
 using Three = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
-
-/// The memory format in which x is passed over.
-at::MemoryFormat format_of(const at::Tensor& x) {
-  if (x.is_contiguous()) return at::MemoryFormat::Contiguous;
-  if (x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast)) return at::MemoryFormat::ChannelsLast;
-  if (x.dim() == 5 && x.is_contiguous(at::MemoryFormat::ChannelsLast3d)) return at::MemoryFormat::ChannelsLast3d;
-  return at::MemoryFormat::Contiguous;
-}
 
 Channels channels_of(const at::Tensor& x, at::MemoryFormat format) {
   const auto rows = x.size(0), channels = x.size(1), length = x.numel() / (rows * channels);

@@ -58,12 +58,6 @@ std::vector<int64_t> broadcast_strides(const Geometry& tensor, size_t count) {
   return strides;
 }
 
-int64_t count_of(const Geometry& tensor) {
-  int64_t count = 1;
-  for (const auto size : tensor.sizes()) count *= size;
-  return count;
-}
-
 /// Gives the loop its sizes and strides, of dimensions from the outermost to the innermost.
 std::optional<Loop> with(Loop loop, const std::vector<Dimension>& dimensions) {
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
@@ -177,12 +171,7 @@ class Call final {
   size_t size() const { return instruction_.arguments.size(); }
   const IValue& operator[](size_t i) const { return instruction_.arguments[i]; }
 
-  const Geometry* tensor(size_t i) const {
-    for (const auto& place : instruction_.places) {
-      if (place.argument == i && place.element < 0) return &place.geometry;
-    }
-    return nullptr;
-  }
+  const Geometry* tensor(size_t i) const { return instruction_.operand(i); }
 
   /// An argument that is a number, by itself or as a tensor.
   std::optional<double> number(size_t i) const {
@@ -199,7 +188,7 @@ class Call final {
   Lowered own(Operation operation, const std::vector<size_t>& operands, double p = 1) const {
     const auto& result = instruction_.results[0];
     if (result.type() != at::kFloat && result.type() != at::kDouble) return std::nullopt;
-    if (count_of(result) > most_elements()) return std::nullopt;
+    if (result.count() > most_elements()) return std::nullopt;
     Instruction own{
         .kind = Instruction::loops, .results = {result}, .own = OwnOperation{.operation = operation, .p = p}};
     size_t to = 0;
@@ -207,9 +196,9 @@ class Call final {
       ++to;
       if (const auto* operand = tensor(i)) {
         const bool is_number =
-            count_of(*operand) == 1 && (operand->type() == at::kFloat || operand->type() == at::kDouble);
+            operand->count() == 1 && (operand->type() == at::kFloat || operand->type() == at::kDouble);
         if (operand->type() != result.type() && !(is_number && operation < Operation::softmax)) return std::nullopt;
-        if (count_of(*operand) > most_elements()) return std::nullopt;
+        if (operand->count() > most_elements()) return std::nullopt;
         own.places.push_back({to, -1, *operand});
       } else if (const auto value = number(i)) {
         own.own->numbers.emplace_back(to, *value);
@@ -258,8 +247,7 @@ class Call final {
   Lowered product(size_t a, size_t b, std::optional<size_t> d = {}, double p = 1, double q = 1) const {
     auto own = this->own(Operation::product, d && q != 0 ? std::vector{a, b, *d} : std::vector{a, b}, p);
     if (!own || !own->own->numbers.empty()) return std::nullopt;
-    if (count_of(own->results[0]) * own->places[0].geometry.sizes().back() > most_multiplications())
-      return std::nullopt;
+    if (own->results[0].count() * own->places[0].geometry.sizes().back() > most_multiplications()) return std::nullopt;
     own->own->q = q;
     return own;
   }
@@ -332,8 +320,7 @@ Lowered squared_error(const Call& call) {
 Lowered squared_error_slope(const Call& call) {
   const auto* x = call.tensor(1);
   if (!x) return std::nullopt;
-  return call.own(Operation::scaled_difference, {0, 1, 2},
-                  is_mean(call, 3) ? 2. / static_cast<double>(count_of(*x)) : 2);
+  return call.own(Operation::scaled_difference, {0, 1, 2}, is_mean(call, 3) ? 2. / static_cast<double>(x->count()) : 2);
 }
 
 /// D, A, B, q, p.

@@ -9,232 +9,65 @@
 namespace gimli::tracing {
 namespace {
 
-// The operations of loops.h. P is a pack of numbers.
-
-struct Fill {
-  static constexpr int inputs = 0;
-  template <class P>
-  GIMLI_INLINE static P of(const P*, P p) {
-    return p;
+constexpr int operands_of(Operation operation) {
+  using enum Operation;
+  switch (operation) {
+    case fill:
+      return 0;
+    case add:
+    case multiply:
+    case divide:
+    case larger:
+    case smaller:
+    case pass_above:
+    case sigmoid_slope:
+    case tanh_slope:
+    case interpolate:
+    case sum_of_squares:
+      return 2;
+    case add_product:
+    case add_ratio:
+    case scaled_difference:
+      return 3;
+    default:
+      return 1;
   }
-};
+}
 
-struct Copy {
-  static constexpr int inputs = 1;
-  template <class P>
-  GIMLI_INLINE static P of(const P* x, P) {
-    return x[0];
-  }
-};
-
-struct Scale {
-  static constexpr int inputs = 1;
-  template <class P>
-  GIMLI_INLINE static P of(const P* x, P p) {
-    return p * x[0];
-  }
-};
-
-struct Add {
-  static constexpr int inputs = 2;
-  template <class P>
-  GIMLI_INLINE static P of(const P* x, P p) {
-    return x[0] + p * x[1];
-  }
-};
-
-struct Multiply {
-  static constexpr int inputs = 2;
-  template <class P>
-  GIMLI_INLINE static P of(const P* x, P) {
-    return x[0] * x[1];
-  }
-};
-
-struct Divide {
-  static constexpr int inputs = 2;
-  template <class P>
-  GIMLI_INLINE static P of(const P* x, P) {
-    return x[0] / x[1];
-  }
-};
-
-struct Square {
-  static constexpr int inputs = 1;
-  template <class P>
-  GIMLI_INLINE static P of(const P* x, P) {
-    return x[0] * x[0];
-  }
-};
-
-struct Cube {
-  static constexpr int inputs = 1;
-  template <class P>
-  GIMLI_INLINE static P of(const P* x, P) {
-    return x[0] * x[0] * x[0];
-  }
-};
-
-struct Root {
-  static constexpr int inputs = 1;
-  template <class P>
-  GIMLI_INLINE static P of(const P* x, P) {
-    return root(x[0]);
-  }
-};
-
-struct InverseRoot {
-  static constexpr int inputs = 1;
-  template <class P>
-  GIMLI_INLINE static P of(const P* x, P) {
-    return P(1) / root(x[0]);
-  }
-};
-
-struct Inverse {
-  static constexpr int inputs = 1;
-  template <class P>
-  GIMLI_INLINE static P of(const P* x, P) {
-    return P(1) / x[0];
-  }
-};
-
-struct Exp {
-  static constexpr int inputs = 1;
-  template <class P>
-  GIMLI_INLINE static P of(const P* x, P) {
-    return exponential(x[0]);
-  }
-};
-
-struct Logarithm {
-  static constexpr int inputs = 1;
-  template <class P>
-  GIMLI_INLINE static P of(const P* x, P) {
-    return logarithm(x[0]);
-  }
-};
-
-struct Sigmoid {
-  static constexpr int inputs = 1;
-  template <class P>
-  GIMLI_INLINE static P of(const P* x, P) {
-    return sigmoid(x[0]);
-  }
-};
-
-struct Tangent {
-  static constexpr int inputs = 1;
-  template <class P>
-  GIMLI_INLINE static P of(const P* x, P) {
-    return hyperbolic_tangent(x[0]);
-  }
-};
-
-struct Absolute {
-  static constexpr int inputs = 1;
-  template <class P>
-  GIMLI_INLINE static P of(const P* x, P) {
-    return x[0].v < 0 ? -x[0].v : x[0].v + 0;  // + 0: of -0 too
-  }
-};
-
-struct Sign {
-  static constexpr int inputs = 1;
-  template <class P>
-  GIMLI_INLINE static P of(const P* x, P) {
-    return x[0].v > 0 ? P(1).v : x[0].v < 0 ? P(-1).v : P(0).v;
-  }
-};
-
-struct Larger {
-  static constexpr int inputs = 2;
-  template <class P>
-  GIMLI_INLINE static P of(const P* x, P) {
-    return larger(x[0], x[1]);
-  }
-};
-
-struct Smaller {
-  static constexpr int inputs = 2;
-  template <class P>
-  GIMLI_INLINE static P of(const P* x, P) {
-    return -larger(-x[0], -x[1]);
-  }
-};
-
-struct Rectify {
-  static constexpr int inputs = 1;
-  template <class P>
-  GIMLI_INLINE static P of(const P* x, P p) {
-    return x[0].v <= p.v ? P(0).v : x[0].v;
-  }
-};
-
-struct PassAbove {
-  static constexpr int inputs = 2;
-  template <class P>
-  GIMLI_INLINE static P of(const P* x, P p) {
-    return x[1].v <= p.v ? P(0).v : x[0].v;
-  }
-};
-
-struct AddProduct {
-  static constexpr int inputs = 3;
-  template <class P>
-  GIMLI_INLINE static P of(const P* x, P p) {
-    return x[0] + p * x[1] * x[2];
-  }
-};
-
-struct AddRatio {
-  static constexpr int inputs = 3;
-  template <class P>
-  GIMLI_INLINE static P of(const P* x, P p) {
-    return x[0] + p * x[1] / x[2];
-  }
-};
-
-struct SigmoidSlope {
-  static constexpr int inputs = 2;
-  template <class P>
-  GIMLI_INLINE static P of(const P* x, P) {
-    return x[0] * (P(1) - x[1]) * x[1];
-  }
-};
-
-struct TanhSlope {
-  static constexpr int inputs = 2;
-  template <class P>
-  GIMLI_INLINE static P of(const P* x, P) {
-    return x[0] * (P(1) - x[1] * x[1]);
-  }
-};
-
-struct Interpolate {
-  static constexpr int inputs = 2;
-  template <class P>
-  GIMLI_INLINE static P of(const P* x, P p) {
-    return x[0] + p * (x[1] - x[0]);
-  }
-};
-
-struct ScaledDifference {
-  static constexpr int inputs = 3;
-  template <class P>
-  GIMLI_INLINE static P of(const P* x, P p) {
-    return p * x[0] * (x[1] - x[2]);
-  }
-};
-
-struct SquaredDifference {
-  static constexpr int inputs = 2;
-  template <class P>
-  GIMLI_INLINE static P of(const P* x, P) {
-    const P apart = x[0] - x[1];
-    return apart * apart;
-  }
-};
+/// What a pointwise operation makes of its operands x, packs of numbers, and a reduction before it adds.
+template <Operation operation, class P>
+GIMLI_INLINE P value(const P* x, P p) {
+  using O = Operation;  // not its names alone: some are those of functions of packs
+  const P zero(0), one(1);
+  if constexpr (operation == O::fill) return p;
+  if constexpr (operation == O::copy || operation == O::sum) return x[0];
+  if constexpr (operation == O::scale) return p * x[0];
+  if constexpr (operation == O::add) return x[0] + p * x[1];
+  if constexpr (operation == O::multiply) return x[0] * x[1];
+  if constexpr (operation == O::divide) return x[0] / x[1];
+  if constexpr (operation == O::square) return x[0] * x[0];
+  if constexpr (operation == O::cube) return x[0] * x[0] * x[0];
+  if constexpr (operation == O::root) return root(x[0]);
+  if constexpr (operation == O::inverse_root) return one / root(x[0]);
+  if constexpr (operation == O::inverse) return one / x[0];
+  if constexpr (operation == O::exponential) return exponential(x[0]);
+  if constexpr (operation == O::logarithm) return logarithm(x[0]);
+  if constexpr (operation == O::sigmoid) return sigmoid(x[0]);
+  if constexpr (operation == O::tangent) return hyperbolic_tangent(x[0]);
+  if constexpr (operation == O::absolute) return x[0].v < 0 ? -x[0].v : x[0].v + 0;  // + 0: of -0 too
+  if constexpr (operation == O::sign) return x[0].v > 0 ? one.v : x[0].v < 0 ? (-one).v : zero.v;
+  if constexpr (operation == O::larger) return larger(x[0], x[1]);
+  if constexpr (operation == O::smaller) return -larger(-x[0], -x[1]);
+  if constexpr (operation == O::rectify) return x[0].v <= p.v ? zero.v : x[0].v;
+  if constexpr (operation == O::pass_above) return x[1].v <= p.v ? zero.v : x[0].v;
+  if constexpr (operation == O::add_product) return x[0] + p * x[1] * x[2];
+  if constexpr (operation == O::add_ratio) return x[0] + p * x[1] / x[2];
+  if constexpr (operation == O::sigmoid_slope) return x[0] * (one - x[1]) * x[1];
+  if constexpr (operation == O::tanh_slope) return x[0] * (one - x[1] * x[1]);
+  if constexpr (operation == O::interpolate) return x[0] + p * (x[1] - x[0]);
+  if constexpr (operation == O::scaled_difference) return p * x[0] * (x[1] - x[2]);
+  if constexpr (operation == O::sum_of_squares) return (x[0] - x[1]) * (x[0] - x[1]);
+}
 
 /// One number of an operand, whatever its type is.
 template <class T>
@@ -271,36 +104,36 @@ struct Streams {
     for (int k = 0; k < count; ++k) x[k] = Q::load(at[k] + i * stride[k]);
   }
 
-  const T* at[count > 0 ? count : 1];
-  int64_t stride[count > 0 ? count : 1];
-  alignas(64) T same[count > 0 ? count : 1][P::size];
+  const T* at[std::max(count, 1)];
+  int64_t stride[std::max(count, 1)];
+  alignas(64) T same[std::max(count, 1)][P::size];
 };
 
 template <class T>
 using One = Pack<T, sizeof(T)>;
 
 /// result[i] = operation(operands[i]) for i in [begin, n), in packs of Q and then of half of it.
-template <class Q, class F, class S, class T>
+template <class Q, Operation operation, class S, class T>
 GIMLI_INLINE void evaluate(const S& streams, T* result, double p, int64_t begin, int64_t n) {
-  Q x[F::inputs > 0 ? F::inputs : 1];
+  Q x[std::max(operands_of(operation), 1)];
   for (; begin + Q::size <= n; begin += Q::size) {
     streams.load(begin, x);
-    F::of(x, Q(p)).store(result + begin);
+    value<operation>(x, Q(p)).store(result + begin);
   }
   if constexpr (Q::size > 1) {
-    if (begin < n) evaluate<Pack<T, sizeof(T) * Q::size / 2>, F>(streams, result, p, begin, n);
+    if (begin < n) evaluate<Pack<T, sizeof(T) * Q::size / 2>, operation>(streams, result, p, begin, n);
   }
 }
 
-template <class P, class F>
+template <class P, Operation operation>
 void pointwise(const Loop& loop) {
   using T = typename P::Number;
-  constexpr int count = F::inputs;
+  constexpr int count = operands_of(operation);
   const auto& size = loop.size;
   const auto& to = loop.at[0];
   for (int64_t i = 0; i < size[0]; ++i) {
     for (int64_t j = 0; j < size[1]; ++j) {
-      const T* begin[count > 0 ? count : 1];
+      const T* begin[std::max(count, 1)];
       for (int k = 0; k < count; ++k) {
         const auto& operand = loop.at[k + 1];
         begin[k] = static_cast<const T*>(operand.data) + i * operand.stride[0] + j * operand.stride[1];
@@ -309,23 +142,23 @@ void pointwise(const Loop& loop) {
       const Streams<P, count> streams(&loop.at[1], begin);
       const int64_t n = size[2], stride = to.stride[2];
       if (stride == 1 && streams.are_dense()) {
-        evaluate<P, F>(streams, result, loop.p, 0, n);
+        evaluate<P, operation>(streams, result, loop.p, 0, n);
         continue;
       }
-      One<T> x[count > 0 ? count : 1];
+      One<T> x[std::max(count, 1)];
       for (int64_t l = 0; l < n; ++l) {
         streams.load(l, x);
-        F::of(x, One<T>(loop.p)).store(result + l * stride);
+        value<operation>(x, One<T>(loop.p)).store(result + l * stride);
       }
     }
   }
 }
 
 /// Sums of the second loop: of elements that lie next to one another by packs of them, of others by packs of sums.
-template <class P, class F>
+template <class P, Operation operation>
 void reduction(const Loop& loop) {
   using T = typename P::Number;
-  constexpr int count = F::inputs;
+  constexpr int count = operands_of(operation);
   const auto& size = loop.size;
   const auto& to = loop.at[0];
   const auto element = [&](int64_t i, int64_t j, int64_t l) __attribute__((always_inline)) {
@@ -335,7 +168,7 @@ void reduction(const Loop& loop) {
       x[k] = number_at(operand, static_cast<const T*>(operand.data) + i * operand.stride[0] + j * operand.stride[1] +
                                     l * operand.stride[2]);
     }
-    return F::of(x, One<T>());
+    return value<operation>(x, One<T>());
   };
   const bool along = std::all_of(&loop.at[1], &loop.at[1 + count], [](const Operand& o) { return o.stride[1] == 1; });
   const bool across = std::all_of(&loop.at[1], &loop.at[1 + count], [](const Operand& o) { return o.stride[2] == 1; });
@@ -351,7 +184,7 @@ void reduction(const Loop& loop) {
             const auto& operand = loop.at[k + 1];
             x[k] = P::load(static_cast<const T*>(operand.data) + i * operand.stride[0] + j * operand.stride[1] + l);
           }
-          sum = sum + F::of(x, P());
+          sum = sum + value<operation>(x, P());
         }
         (P(loop.p) * sum).store(result + l);
       }
@@ -367,7 +200,7 @@ void reduction(const Loop& loop) {
             const auto& operand = loop.at[k + 1];
             x[k] = P::load(static_cast<const T*>(operand.data) + i * operand.stride[0] + j + l * operand.stride[2]);
           }
-          sum = sum + F::of(x, P());
+          sum = sum + value<operation>(x, P());
         }
         T lanes[P::size];
         sum.store(lanes);

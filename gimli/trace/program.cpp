@@ -1,7 +1,9 @@
 #include "gimli/trace/program.h"
 
 #include <algorithm>
+#include <functional>
 #include <map>
+#include <numeric>
 
 namespace gimli::tracing {
 namespace {
@@ -51,6 +53,16 @@ class Arena final {
 };
 
 }  // namespace
+
+int64_t Geometry::count() const {
+  return std::accumulate(sizes().begin(), sizes().end(), int64_t(1), std::multiplies<>());
+}
+
+const Geometry* Instruction::operand(size_t k) const {
+  const auto found = std::find_if(places.begin(), places.end(),
+                                  [&](const Place& place) { return place.argument == k && place.element < 0; });
+  return found == places.end() ? nullptr : &found->geometry;
+}
 
 void Program::lay_out() {
   for (auto& slot : slots) slot.first = slot.last = -1;

@@ -34,6 +34,8 @@ struct Geometry {
   const std::vector<int64_t>& strides() const { return layout->strides; }
   int64_t offset() const { return layout->offset; }
   at::ScalarType type() const { return layout->type; }
+  int64_t count() const;  ///< of elements
+  int64_t bytes() const { return count() * static_cast<int64_t>(at::elementSize(type())); }
 };
 
 /// Memory that the list's tensors lie in.
@@ -78,6 +80,9 @@ struct Instruction {
   std::vector<size_t> returned = {};   ///< of which of the operator's results these are
   std::string what = {};               ///< is expected to be finite
   std::optional<OwnOperation> own = {};
+
+  /// The tensor that is argument k itself, or nullptr.
+  const Geometry* operand(size_t k) const;
 };
 
 struct Program {

@@ -12,13 +12,6 @@ bool is_own(const Instruction& instruction, Operation operation) {
   return instruction.own && instruction.own->operation == operation;
 }
 
-const Geometry* operand(const Instruction& instruction, size_t k) {
-  for (const auto& place : instruction.places) {
-    if (place.argument == k) return &place.geometry;
-  }
-  return nullptr;
-}
-
 bool lie_alike(const Geometry& a, const Geometry& b) {
   return a.sizes() == b.sizes() && a.strides() == b.strides() && a.type() == b.type();
 }
@@ -30,12 +23,11 @@ class Simplification final {
   void run() {
     rename();
     count();
-    for (size_t i = 0; i < program_.instructions.size(); ++i) {
-      auto& instruction = program_.instructions[i];
+    for (auto& instruction : program_.instructions) {
       for (auto& place : instruction.places) follow(place.geometry);
       take_numbers(instruction);
       leave_out_number(instruction);
-      if (!leave_out_copy(instruction)) fuse(i);
+      if (!leave_out_copy(instruction)) fuse(instruction);
     }
     for (auto& output : program_.outputs) {
       if (output) follow(*output);
@@ -104,9 +96,7 @@ class Simplification final {
   }
 
   bool fills_slot(const Geometry& tensor) const {
-    auto bytes = static_cast<int64_t>(at::elementSize(tensor.type()));
-    for (const auto size : tensor.sizes()) bytes *= size;
-    return tensor.offset() == 0 && bytes == program_.slots[tensor.slot].bytes;
+    return tensor.offset() == 0 && tensor.bytes() == program_.slots[tensor.slot].bytes;
   }
 
   /// A slot that was a copy of another is read there.
@@ -140,7 +130,7 @@ class Simplification final {
 
   bool leave_out_copy(const Instruction& instruction) {
     if (!is_own(instruction, Operation::copy)) return false;
-    const auto* from = operand(instruction, 1);
+    const auto* from = instruction.operand(1);
     const auto& to = instruction.results[0];
     if (!from || program_.slots[from->slot].kind != Slot::computed || !is_written_once(from->slot)) return false;
     if (source(to.slot) != &instruction || from->offset() != 0 || !lie_alike(*from, to)) return false;
@@ -166,49 +156,43 @@ class Simplification final {
   }
 
   /// Puts a product in the place of what reads it.
-  bool put(Instruction& instruction, Instruction product, const Geometry& read) {
+  bool put(Instruction& instruction, Instruction product) {
     product.results = instruction.results;
     product = oriented(std::move(product));
     if (!loop_of(product)) return false;
-    --use_[read.slot].reads;
+    for (const auto& place : instruction.places) --use_[place.geometry.slot].reads;
+    for (const auto& place : product.places) ++use_[place.geometry.slot].reads;
     instruction = std::move(product);
-    for (const auto& place : instruction.places) ++use_[place.geometry.slot].reads;
     return true;
   }
 
-  void fuse(size_t i) {
-    auto& instruction = program_.instructions[i];
+  void fuse(Instruction& instruction) {
     if (is_own(instruction, Operation::add)) {
       for (const size_t k : {2, 1}) {
-        const auto *read = operand(instruction, k), *other = operand(instruction, 3 - k);
+        const auto *read = instruction.operand(k), *other = instruction.operand(3 - k);
         if (!read || !other || read->sizes() != instruction.results[0].sizes()) continue;
         if (other->type() != read->type() || !is_written_once(other->slot)) continue;
         auto product = product_of(*read);
-        if (!product || operand(*product, 3)) continue;
+        if (!product || product->operand(3)) continue;
         product->own->p *= k == 2 ? instruction.own->p : 1;
         product->own->q = k == 1 ? instruction.own->p : 1;
         product->places.push_back({3, -1, *other});
-        if (put(instruction, *product, Geometry(*read))) {
-          --use_[product->places.back().geometry.slot].reads;
-          return;
-        }
+        if (put(instruction, *product)) return;
       }
     }
     const bool rectifies = is_own(instruction, Operation::rectify), passes = is_own(instruction, Operation::pass_above);
     if ((!rectifies && !passes) || instruction.own->p != 0) return;
-    const auto* read = operand(instruction, 1);
+    const auto* read = instruction.operand(1);
     if (!read || read->sizes() != instruction.results[0].sizes()) return;
     auto product = product_of(*read);
     if (!product) return;
     product->own->epilogue = rectifies ? Epilogue::rectify : Epilogue::pass_above;
     if (passes) {
-      const auto* gate = operand(instruction, 2);
+      const auto* gate = instruction.operand(2);
       if (!gate || !is_written_once(gate->slot)) return;
       product->places.push_back({4, -1, *gate});
-      if (put(instruction, *product, Geometry(*read))) --use_[product->places.back().geometry.slot].reads;
-    } else {
-      put(instruction, *product, Geometry(*read));
     }
+    put(instruction, *product);
   }
 
   void remove_unread() {

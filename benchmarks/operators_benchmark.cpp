@@ -90,14 +90,7 @@ void measure(const Subject& subject, int rounds, const TaskBatch& batch) {
   module->to(torch::kDouble);
   for (auto& task : tasks) task = {task.x.to(torch::kDouble), task.x_query.to(torch::kDouble)};
   const auto exact = hypergradient(problem, module->parameters(), tasks, Unroll(), batch).gradients;
-  const auto error = [&](const Measurement& m) {
-    double square = 0, difference = 0;
-    for (size_t i = 0; i < exact.size(); ++i) {
-      square += exact[i].square().sum().item<double>();
-      difference += (m.gradients[i] - exact[i]).square().sum().item<double>();
-    }
-    return std::sqrt(difference / square);
-  };
+  const auto error = [&](const Measurement& m) { return relative_distance(m.gradients, exact); };
   for (auto* each : {&own, &libtorchs}) std::sort(each->milliseconds.begin(), each->milliseconds.end());
   const auto least = [](const Measurement& m) { return m.milliseconds[0]; };
   const auto median = [](const Measurement& m) { return m.milliseconds[m.milliseconds.size() / 2]; };

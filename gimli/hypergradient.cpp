@@ -102,17 +102,20 @@ Result run(const Bilevel& problem, const TensorList& meta_parameters, const Task
   if (!problem.seed()) drawn.emplace();
   const auto seed = drawn ? drawn->seed() : *problem.seed();
 
-  TaskBatch::Job job{problem.identity(), strategy, tasks.size(), {}};
-  for (const auto& tensor : problem.inputs_of(tasks[0])) {
-    job.shapes.push_back(tensor.dim());
-    job.shapes.insert(job.shapes.end(), tensor.sizes().begin(), tensor.sizes().end());
-  }
+  const auto describe = [&] {
+    TaskBatch::Job job{problem.identity(), strategy, tasks.size(), {}};
+    for (const auto& tensor : problem.inputs_of(tasks[0])) {
+      job.shapes.push_back(tensor.dim());
+      job.shapes.insert(job.shapes.end(), tensor.sizes().begin(), tensor.sizes().end());
+    }
+    return job;
+  };
   std::map<const TaskBatch*, Result> tried;
   const auto trial = [&](const TaskBatch& candidate) -> TaskBatch::Outcome {
     const auto& result = tried[&candidate] = gather(problem, meta_parameters, tasks, candidate, seed, task_result);
     return {{result.outer_losses}, result.gradients, result.cost.seconds};
   };
-  const auto [chosen, remark] = batch.choose(job, trial);
+  const auto [chosen, remark] = batch.choose(describe, trial);
   const auto found = tried.find(&chosen);
   auto result = found != tried.end() ? std::move(found->second)
                                      : gather(problem, meta_parameters, tasks, chosen, seed, task_result);

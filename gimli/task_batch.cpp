@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <exception>
 #include <latch>
 #include <limits>
@@ -57,17 +56,10 @@ class Memory {
   std::list<std::pair<TaskBatch::Job, Value>> entries_;
 };
 
-/// |a - b| / |b| of two lists of tensors, each seen as one long vector.
-double difference(const TensorList& a, const TensorList& b) {
-  const auto apart = add_scaled(a, -1, b);
-  const auto square = inner_product(apart, apart);
-  return square == 0 ? 0 : std::sqrt(square / inner_product(b, b));
-}
-
 /// Refuses, by the name of Vmap, an outcome that differs from that of tasks that ran one by one.
 void compare(const TaskBatch::Outcome& together, const TaskBatch::Outcome& one_by_one) {
-  const double found =
-      std::max(difference(together.losses, one_by_one.losses), difference(together.gradients, one_by_one.gradients));
+  const double found = std::max(relative_distance(together.losses, one_by_one.losses),
+                                relative_distance(together.gradients, one_by_one.gradients));
   const double tolerance = one_by_one.losses[0].scalar_type() == at::kDouble ? 1e-8 : 1e-3;
   TORCH_CHECK(found <= tolerance, "Vmap: tasks that run together differ from tasks that run one by one by ", found,
               " relative, more than ", tolerance,
@@ -79,7 +71,8 @@ void compare(const TaskBatch::Outcome& together, const TaskBatch::Outcome& one_b
 
 int64_t TaskBatch::together(int64_t) const { return 1; }
 
-TaskBatch::Choice TaskBatch::choose(const Job&, const std::function<Outcome(const TaskBatch&)>&) const {
+TaskBatch::Choice TaskBatch::choose(const std::function<Job()>&,
+                                    const std::function<Outcome(const TaskBatch&)>&) const {
   return {*this};
 }
 
@@ -147,7 +140,9 @@ int64_t Vmap::together(int64_t count) const {
   return threads_ ? (count + threads_->count() - 1) / threads_->count() : count;
 }
 
-TaskBatch::Choice Vmap::choose(const Job& job, const std::function<Outcome(const TaskBatch&)>& trial) const {
+TaskBatch::Choice Vmap::choose(const std::function<Job()>& describe,
+                               const std::function<Outcome(const TaskBatch&)>& trial) const {
+  const auto job = describe();
   const auto calls = seen_->with(job, [](int64_t& calls) { return calls + 1; });
   if ((calls & (calls - 1)) == 0) {
     const auto together = trial(*this);
@@ -176,7 +171,9 @@ Auto::Auto(int64_t threads) : chosen_(std::make_shared<Chosen>()) {
                  std::make_shared<Vmap>(threads)};
 }
 
-TaskBatch::Choice Auto::choose(const Job& job, const std::function<Outcome(const TaskBatch&)>& trial) const {
+TaskBatch::Choice Auto::choose(const std::function<Job()>& describe,
+                               const std::function<Outcome(const TaskBatch&)>& trial) const {
+  const auto job = describe();
   auto measured = chosen_->with(job, [](const Measured& known) { return known; });
   if (!measured.remark.empty()) return {*candidates_[measured.fastest], measured.remark};
 

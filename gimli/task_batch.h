@@ -39,9 +39,10 @@ class TaskBatch {
     const TaskBatch& batch;
     std::string remark = {};
   };
-  /// What runs a job: this one, unless it finds out by trials, each of which runs all tasks with the same random
-  /// numbers.
-  virtual Choice choose(const Job& job, const std::function<Outcome(const TaskBatch&)>& trial) const;
+  /// What runs the job that `describe` describes: this one, unless it finds out by trials, each of which runs all tasks
+  /// with the same random numbers.
+  virtual Choice choose(const std::function<Job()>& describe,
+                        const std::function<Outcome(const TaskBatch&)>& trial) const;
 
   /// Calls `function(i)` for every i in [0, count), in any order, possibly at once, and returns when all are done. If
   /// calls throw, the rest is not begun and the exception of the lowest i is rethrown.
@@ -99,7 +100,8 @@ class Vmap final : public TaskBatch {
 
   std::string name() const override;
   int64_t together(int64_t count) const override;
-  Choice choose(const Job& job, const std::function<Outcome(const TaskBatch&)>& trial) const override;
+  Choice choose(const std::function<Job()>& describe,
+                const std::function<Outcome(const TaskBatch&)>& trial) const override;
   void run(int64_t count, const std::function<void(int64_t)>& function) const override;
 
  private:
@@ -117,7 +119,8 @@ class Auto final : public TaskBatch {
   explicit Auto(int64_t threads = 0);
 
   std::string name() const override { return "Auto"; }
-  Choice choose(const Job& job, const std::function<Outcome(const TaskBatch&)>& trial) const override;
+  Choice choose(const std::function<Job()>& describe,
+                const std::function<Outcome(const TaskBatch&)>& trial) const override;
   void run(int64_t count, const std::function<void(int64_t)>& function) const override;
 
  private:

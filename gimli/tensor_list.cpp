@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <cmath>
+
 namespace gimli {
 
 TensorList sum(TensorList a, const TensorList& b) {
@@ -28,6 +30,12 @@ double inner_product(const TensorList& a, const TensorList& b) {
     total = total + at::dot(a[i].flatten().to(at::kDouble), b[i].flatten().to(at::kDouble));
   }
   return total.item<double>();
+}
+
+double relative_distance(const TensorList& a, const TensorList& b) {
+  const auto apart = add_scaled(a, -1, b);
+  const auto square = inner_product(apart, apart);
+  return square == 0 ? 0 : std::sqrt(square / inner_product(b, b));
 }
 
 TensorList divide(TensorList list, double divisor) {

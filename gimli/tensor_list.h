@@ -19,6 +19,9 @@ TensorList add_scaled(TensorList a, double factor, const TensorList& b);
 /// a^T b, each list seen as one long vector; an undefined tensor counts as 0. Adds in double whatever the lists' type.
 double inner_product(const TensorList& a, const TensorList& b);
 
+/// |a - b| / |b|, each list seen as one long vector; 0 where they are equal.
+double relative_distance(const TensorList& a, const TensorList& b);
+
 /// `list` divided by a number; undefined tensors stay undefined.
 TensorList divide(TensorList list, double divisor);
 

@@ -3,7 +3,6 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
-#include <cmath>
 #include <list>
 #include <mutex>
 
@@ -40,18 +39,11 @@ Strategy::TaskResult result_with(Strategy::TaskResult like, const TensorList& li
   return like;
 }
 
-/// |a - b| / |b| of two lists of tensors, each seen as one long vector.
-double difference(const TensorList& a, const TensorList& b) {
-  const auto apart = add_scaled(a, -1, b);
-  const auto square = inner_product(apart, apart);
-  return square == 0 ? 0 : std::sqrt(square / inner_product(b, b));
-}
-
-/// That of the losses, the gradients or the final weights, whichever is the largest.
+/// How far apart two results are: their losses, gradients or final weights, whichever are the farthest.
 double difference(const Strategy::TaskResult& a, const Strategy::TaskResult& b) {
-  return std::max({difference(TensorList{a.outer_loss}, TensorList{b.outer_loss}), difference(a.gradients, b.gradients),
-                   difference(a.final_state.parameters, b.final_state.parameters),
-                   difference(a.final_state.buffers, b.final_state.buffers)});
+  return std::max({relative_distance({a.outer_loss}, {b.outer_loss}), relative_distance(a.gradients, b.gradients),
+                   relative_distance(a.final_state.parameters, b.final_state.parameters),
+                   relative_distance(a.final_state.buffers, b.final_state.buffers)});
 }
 
 /// What a recording is for.

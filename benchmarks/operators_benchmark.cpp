@@ -2,6 +2,9 @@
 // steps of SGD, 5-way 1-shot, on libtorch's operators and on ours.
 //
 //     operators_benchmark [--only NAME] [--rounds 5] [--threads 2]
+//     operators_benchmark --convolutions
+//
+// The second compares single convolutions of 3x3 on one thread, which tells where Winograd's are to be chosen.
 //
 // Rounds go over both in turn; printed are the least and the median milliseconds, the peak of live tensor bytes, and
 // the error of the meta-gradient |g - g*| / |g*|, where g* is that of libtorch's operators in float64. (Rounding may
@@ -14,12 +17,14 @@
 #include <chrono>
 #include <cstdio>
 #include <functional>
+#include <limits>
 
 #include "gimli/gimli.h"
 #include "gimli/nn/conv4.h"
 #include "gimli/nn/densenet.h"
 #include "gimli/nn/resnet.h"
 #include "gimli/nn/vgg.h"
+#include "gimli/operators/winograd.h"
 #include "gimli/processor.h"
 
 namespace gimli {
@@ -49,7 +54,8 @@ const std::vector<Subject> subjects{
     {"conv4-64, 28x28", 8, 1, 28, [] { return model(nn::Conv4(nn::Conv4Options(ways))); }},
     {"vgg-64, 28x28", 8, 1, 28, [] { return model(nn::Vgg(nn::VggOptions(ways))); }},
     {"densenet-8, 28x28", 2, 1, 28, [] { return model(nn::DenseNet(nn::densenet_8(ways))); }},
-    {"resnet-12, 28x28", 2, 1, 28, [] { return model(nn::ResNet(nn::ResNetOptions(ways, 12))); }},
+    {"resnet-12, 28x28", 2, 1, 28, [] { return model(nn::ResNet(nn::ResNetOptions(ways, 3))); }},
+    {"resnet-12, 84x84", 2, 3, 84, [] { return model(nn::ResNet(nn::ResNetOptions(ways, 3).in_channels(3))); }},
 };
 
 struct Measurement {
@@ -89,7 +95,7 @@ void measure(const Subject& subject, int rounds, const TaskBatch& batch) {
   use_own_operators(false);
   module->to(torch::kDouble);
   for (auto& task : tasks) task = {task.x.to(torch::kDouble), task.x_query.to(torch::kDouble)};
-  const auto exact = hypergradient(problem, module->parameters(), tasks, Unroll(), batch).gradients;
+  const auto exact = hypergradient(problem, module->parameters(), tasks, Replay(), batch).gradients;
   const auto error = [&](const Measurement& m) { return relative_distance(m.gradients, exact); };
   for (auto* each : {&own, &libtorchs}) std::sort(each->milliseconds.begin(), each->milliseconds.end());
   const auto least = [](const Measurement& m) { return m.milliseconds[0]; };
@@ -99,6 +105,69 @@ void measure(const Subject& subject, int rounds, const TaskBatch& batch) {
               least(own), median(own), least(libtorchs) / least(own), libtorchs.peak_bytes / 1e6, own.peak_bytes / 1e6,
               error(libtorchs), error(own));
   std::fflush(stdout);
+}
+
+/// The least microseconds of several runs.
+double microseconds(const std::function<void()>& run) {
+  using Microseconds = std::chrono::duration<double, std::micro>;
+  double least = std::numeric_limits<double>::infinity(), total = 0;
+  for (int i = 0; i < 5 || (i < 50 && total < 3e4); ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    run();
+    const auto took = Microseconds(std::chrono::steady_clock::now() - begin).count();
+    total += took;
+    least = std::min(least, took);
+  }
+  return least;
+}
+
+void compare_convolutions() {
+  using namespace operators;
+  at::set_num_threads(1);
+  const torch::NoGradGuard no_grad;
+  std::printf("| images | inputs -> outputs | forward, us: libtorch's, Winograd's | by input | by weight | chosen |\n");
+  std::printf("|---|---|---:|---:|---:|---|\n");
+  for (const int64_t n : {5, 25}) {
+    for (const int64_t size : {3, 5, 7, 10, 14, 28, 42, 84}) {
+      for (const auto& [inputs, outputs] : std::vector<std::pair<int64_t, int64_t>>{{1, 64},
+                                                                                    {3, 64},
+                                                                                    {8, 8},
+                                                                                    {16, 16},
+                                                                                    {12, 48},
+                                                                                    {48, 12},
+                                                                                    {32, 32},
+                                                                                    {64, 64},
+                                                                                    {64, 128},
+                                                                                    {128, 128},
+                                                                                    {256, 256},
+                                                                                    {512, 512}}) {
+        if (n * size * size * inputs * outputs > int64_t(3e8)) continue;
+        const auto x = at::randn({n, inputs, size, size}), weight = at::randn({outputs, inputs, 3, 3}),
+                   g = at::randn({n, outputs, size, size});
+        const auto backward = [&](bool of_x) {
+          at::convolution_backward(g, x, weight, {}, {1, 1}, {1, 1}, {1, 1}, false, {0, 0}, 1, {of_x, !of_x, false});
+        };
+        const auto chosen = [&](bool of_weight) {
+          return has_winograd(x.sizes(), weight.sizes(), {1, 1}, {1, 1}, {1, 1}, 1, of_weight);
+        };
+        std::printf("| %lld of %lldx%lld | %lld -> %lld | %.0f, %.0f | %.0f, %.0f | %.0f, %.0f | %s |\n",
+                    static_cast<long long>(n), static_cast<long long>(size), static_cast<long long>(size),
+                    static_cast<long long>(inputs), static_cast<long long>(outputs),
+                    microseconds([&] { at::conv2d(x, weight, {}, 1, 1); }), microseconds([&] {
+                      winograd(x, weight, {}, {1, 1});
+                    }),
+                    microseconds([&] { backward(true); }), microseconds([&] {
+                      winograd_input_gradient(g, weight, {1, 1});
+                    }),
+                    microseconds([&] { backward(false); }), microseconds([&] {
+                      winograd_weight_gradient(g, x, {1, 1});
+                    }),
+                    chosen(false)  ? "Winograd's"
+                    : chosen(true) ? "by weight"
+                                   : "libtorch's");
+      }
+    }
+  }
 }
 
 }  // namespace
@@ -112,7 +181,13 @@ int main(int argc, char** argv) {
   app.add_option("--only", only, "Networks whose names contain this");
   app.add_option("--rounds", rounds, "Rounds to measure")->check(CLI::PositiveNumber)->capture_default_str();
   app.add_option("--threads", threads, "Tasks at once")->check(CLI::PositiveNumber)->capture_default_str();
+  bool convolutions = false;
+  app.add_flag("--convolutions", convolutions, "Compare single convolutions, not meta-gradients");
   CLI11_PARSE(app, argc, argv);
+  if (convolutions) {
+    gimli::compare_convolutions();
+    return 0;
+  }
   const gimli::Threads batch(threads);
   std::printf("%lld threads, libtorch %s, registers of %d bytes\n\n", static_cast<long long>(threads), TORCH_VERSION,
               gimli::register_bytes());

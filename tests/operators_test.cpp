@@ -17,6 +17,8 @@
 #include "gimli/operators/max_pool_kernels.h"
 #include "gimli/operators/norm_kernels.h"
 #include "gimli/operators/replacement.h"
+#include "gimli/operators/winograd.h"
+#include "gimli/operators/winograd_kernels.h"
 #include "gimli/processor.h"
 #include "own_operators.h"
 
@@ -187,6 +189,9 @@ const std::vector<Row> rows{
     convolution_row("grouped", {2, 4, 5, 5}, {6, 2, 3, 3}, {.groups = 2}, false, true),
     convolution_row("depthwise", {2, 4, 5, 5}, {8, 1, 3, 3}, {.groups = 4}),
     convolution_row("channels_last", {2, 16, 6, 6}, {16, 16, 3, 3}, {}, true),
+    convolution_row("winograd", {3, 40, 13, 14}, {33, 40, 3, 3}, {}),
+    convolution_row("winograd_channels_last", {3, 40, 13, 14}, {33, 40, 3, 3}, {.bias = false}, true),
+    convolution_row("winograd_padded", {4, 33, 9, 14}, {35, 33, 3, 3}, {.padding = {2, 0}}),
     convolution_row("pointwise", {2, 5, 4, 4}, {3, 5, 1, 1}, {.padding = {0, 0}}),
     convolution_row("1d", {2, 3, 9}, {4, 3, 3}, {{1}, {1}, {1}}),
     convolution_row("3d", {2, 3, 4, 5, 3}, {4, 3, 2, 3, 2}, {{1, 1, 1}, {0, 1, 1}, {1, 1, 1}}),
@@ -443,6 +448,134 @@ TEST(OwnOperators, refuse_what_they_are_not_for) {
   expect_error([] { own_max_pool(at::zeros({2, 3, 1, 4})); }, "max_pool: ");
 }
 
+/// Images and weights of a convolution of 3x3.
+struct Filtering {
+  std::vector<int64_t> x;
+  int64_t outputs;
+  std::vector<int64_t> padding;
+};
+
+// Whatever the sizes: none are left to libtorch here.
+TEST(Winograd, agrees_with_libtorchs_convolutions) {
+  using namespace operators;
+  torch::manual_seed(4);
+  for (const auto& [sizes, outputs, padding] : {Filtering{{1, 1, 1, 1}, 1, {1, 1}},
+                                                {{1, 1, 3, 3}, 1, {0, 0}},
+                                                {{2, 3, 5, 4}, 17, {1, 1}},
+                                                {{3, 16, 6, 6}, 16, {1, 1}},
+                                                {{2, 17, 7, 9}, 3, {0, 2}},
+                                                {{2, 33, 1, 8}, 20, {2, 1}},
+                                                {{1, 5, 4, 230}, 6, {1, 1}},      // more tiles across than go together
+                                                {{200, 2, 9, 17}, 3, {1, 1}}}) {  // several slices
+    for (const auto type : {at::kDouble, at::kFloat}) {
+      for (const auto format : {at::MemoryFormat::Contiguous, at::MemoryFormat::ChannelsLast}) {
+        const auto x = at::randn(sizes, type).contiguous(format);
+        const auto weight = at::randn({outputs, sizes[1], 3, 3}, type).contiguous(format);
+        const auto bias = at::randn({outputs}, type);
+        const auto exact = at::conv2d(x.to(at::kDouble), weight.to(at::kDouble), bias.to(at::kDouble), 1, padding);
+        const auto g = at::randn_like(exact).to(type);
+        const auto [of_x, of_weight, none] =
+            at::convolution_backward(g.to(at::kDouble), x.to(at::kDouble), weight.to(at::kDouble), {}, {1, 1}, padding,
+                                     {1, 1}, false, {0, 0}, 1, {true, true, false});
+        const auto expect_near = [&](const at::Tensor& actual, const at::Tensor& expected) {
+          EXPECT_EQ(actual.scalar_type(), type);
+          EXPECT_LE(relative_difference(actual.to(at::kDouble), expected), type == at::kDouble ? 1e-14 : 2e-6) << sizes;
+        };
+        expect_near(winograd(x, weight, bias, padding), exact);
+        expect_near(winograd(x, weight, {}, padding), exact - bias.to(at::kDouble).view({-1, 1, 1}));
+        expect_near(winograd_input_gradient(g, weight, padding), of_x);
+        expect_near(winograd_weight_gradient(g, x, padding), of_weight);
+        const auto strided = g.transpose(0, 3).contiguous().transpose(0, 3);
+        EXPECT_TRUE(at::equal(winograd_weight_gradient(strided, x, padding),
+                              winograd_weight_gradient(strided.contiguous(), x, padding)));
+      }
+    }
+  }
+}
+
+TEST(Winograd, results_lie_in_memory_as_libtorchs) {
+  const auto x = at::randn({2, 5, 6, 7}), weight = at::randn({4, 5, 3, 3});
+  const auto last = at::MemoryFormat::ChannelsLast;
+  for (const auto& [image, filter] :
+       {std::pair(x, weight), {x.contiguous(last), weight}, {x, weight.contiguous(last)}}) {
+    const auto expected = at::conv2d(image, filter, {}, 1, 1);
+    EXPECT_EQ(operators::winograd(image, filter, {}, {1, 1}).strides(), expected.strides());
+    const auto [of_x, of_weight, none] = at::convolution_backward(expected, image, filter, {}, {1, 1}, {1, 1}, {1, 1},
+                                                                  false, {0, 0}, 1, {true, true, false});
+    EXPECT_EQ(operators::winograd_input_gradient(expected, filter, {1, 1}).strides(), of_x.strides());
+    EXPECT_EQ(operators::winograd_weight_gradient(expected, image, {1, 1}).strides(), of_weight.strides());
+  }
+}
+
+TEST(Winograd, does_not_depend_on_the_number_of_threads) {
+  torch::manual_seed(4);
+  const auto x = at::randn({64, 24, 14, 14}), weight = at::randn({40, 24, 3, 3}), g = at::randn({64, 40, 14, 14});
+  const auto all = [&] {
+    return TensorList{operators::winograd(x, weight, {}, {1, 1}), operators::winograd_input_gradient(g, weight, {1, 1}),
+                      operators::winograd_weight_gradient(g, x, {1, 1})};
+  };
+  const auto threads = at::get_num_threads();
+  at::set_num_threads(1);
+  const auto expected = all();
+  at::set_num_threads(3);
+  const auto actual = all();
+  at::set_num_threads(threads);
+  for (size_t i = 0; i < expected.size(); ++i) EXPECT_TRUE(at::equal(actual[i], expected[i])) << i;
+}
+
+// What is not finite is NaN at least where libtorch's result is not finite, and nowhere far from it.
+TEST(Winograd, keeps_what_is_not_finite) {
+  for (const auto value : {kInfinity, -kInfinity, kNaN}) {
+    auto x = at::ones({1, 2, 12, 12});
+    x[0][1][5][5] = value;
+    const auto finite = operators::winograd(x, at::ones({3, 2, 3, 3}), {}, {1, 1}).isfinite();
+    EXPECT_FALSE(finite.slice(2, 4, 7).slice(3, 4, 7).any().item<bool>());
+    EXPECT_TRUE(finite.slice(2, 0, 2).all().item<bool>() && finite.slice(2, 8).all().item<bool>());
+  }
+}
+
+TEST(WinogradKernels, registers_of_every_width_agree) {
+  using namespace operators;
+  torch::manual_seed(4);
+  for (const bool is_double : {false, true}) {
+    const auto type = at::TensorOptions(is_double ? at::kDouble : at::kFloat);
+    const auto x = at::randn({2, 19, 5, 8}, type), w = at::randn({21, 19, 3, 3}, type);
+    const auto run = [&](WinogradKernels kernels, int64_t bytes) {
+      const auto lanes = bytes / static_cast<int64_t>(type.dtype().itemsize());
+      const auto padded = [&](int64_t channels) { return (channels + lanes - 1) / lanes * lanes; };
+      const auto y = at::zeros({2, 21, 5, 8}, type), of_w = at::zeros_like(w), turned = at::zeros_like(x);
+      const auto room = [&](int64_t numbers) { return at::empty({numbers}, type); };
+      const auto filters = room(16 * 19 * padded(21)), sums = room(16 * 21 * padded(19)),
+                 rows = room(std::max<int64_t>(4 * 10, 9 * lanes) * padded(21)), tiles = room(2 * 16 * 24 * padded(21));
+      const WinogradMemory memory{tiles.data_ptr(), tiles[16 * 24 * padded(21)].data_ptr(), rows.data_ptr()};
+      const auto images = [](const at::Tensor& t) {
+        return ImageBatch{t.data_ptr(), t.size(0), t.size(1), t.size(2), t.size(3), false};
+      };
+      Winograd at{images(x), images(y), 1, 1, filters.data_ptr(), sums.data_ptr()};
+      kernels.filters(at, w.data_ptr(), false, rows.data_ptr(), 0, 19);
+      kernels.convolve(at, nullptr, memory, 0, at.rows_of_tiles());
+      kernels.correlate(at, false, memory, 0, 2);
+      kernels.correlate(at, true, memory, 2, at.rows_of_tiles());
+      kernels.weights(at, of_w.data_ptr(), rows.data_ptr(), 0, 21);
+      const auto turned_filters = room(16 * 21 * padded(19));
+      at.x = images(y), at.y = images(turned), at.filters = turned_filters.data_ptr();
+      kernels.filters(at, w.data_ptr(), true, rows.data_ptr(), 0, 21);
+      kernels.convolve(at, nullptr, memory, 0, at.rows_of_tiles());
+      return at::cat({y.flatten(), of_w.flatten(), turned.flatten()}).to(at::kDouble);
+    };
+    const auto y = at::conv2d(x, w, {}, 1, 1);
+    const auto [of_x, of_w, none] =
+        at::convolution_backward(y, x, w, {}, {1, 1}, {1, 1}, {1, 1}, false, {0, 0}, 1, {true, true, false});
+    const auto expected = at::cat({y.flatten(), of_w.flatten(), of_x.flatten()}).to(at::kDouble);
+    const auto near = [&](WinogradKernels kernels, int64_t bytes) {
+      return relative_difference(run(kernels, bytes), expected) < (is_double ? 1e-14 : 2e-6);
+    };
+    EXPECT_TRUE(near(winograd_kernels_of_width<16>(is_double), 16));
+    EXPECT_TRUE(register_bytes() < 32 || near(winograd_kernels_of_width<32>(is_double), 32));
+    EXPECT_TRUE(register_bytes() < 64 || near(winograd_kernels_of_width<64>(is_double), 64));
+  }
+}
+
 TEST(NormKernels, registers_of_every_width_agree) {
   using namespace operators;
   torch::manual_seed(4);
@@ -502,7 +635,7 @@ struct Net : torch::nn::Module {
   Net() {
     convolution = register_module("convolution", torch::nn::Conv2d(torch::nn::Conv2dOptions(3, 8, 3).padding(1)));
     norm = register_module("norm", torch::nn::BatchNorm2d(8));
-    linear = register_module("linear", torch::nn::Linear(8 * 36, 4));
+    linear = register_module("linear", torch::nn::Linear(8 * 144, 4));
     to(torch::kDouble);
   }
   at::Tensor forward(const at::Tensor& x) { return linear(at::tanh(norm(convolution(x))).flatten(1)); }
@@ -517,7 +650,7 @@ std::pair<TensorList, int64_t> meta_gradients() {
   torch::manual_seed(9);
   const auto model = std::make_shared<Net>();
   torch::optim::SGD optimizer(model->parameters(), 0.1);
-  const auto x = random({6, 3, 6, 6}), y = at::randint(4, {6}), x_query = random({6, 3, 6, 6});
+  const auto x = random({32, 3, 12, 12}), y = at::randint(4, {32}), x_query = random({32, 3, 12, 12});
   MemoryMeter meter;
   InnerLoop inner(model, optimizer);
   for (int step = 0; step < 5; ++step) inner.step([&] { return at::cross_entropy_loss(model->forward(x), y); });

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "gimli/operators/arguments.h"
+#include "gimli/operators/winograd.h"
 
 namespace gimli::operators {
 namespace {
@@ -33,17 +34,31 @@ struct Geometry {
     return {list("stride"), list("padding"), list("dilation"), ctx->saved_data["groups"].toInt()};
   }
 
+  /// What is to be differentiated, for derivatives of the third order, goes through libtorch's operators.
+  bool has_winograd(const at::Tensor& x, const at::Tensor& weight, bool weight_gradient = false) const {
+    return !at::GradMode::is_enabled() &&
+           operators::has_winograd(x.sizes(), weight.sizes(), stride, padding, dilation, groups, weight_gradient);
+  }
+
   at::Tensor forward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias = {}) const {
+    if (has_winograd(x, weight)) return winograd(x, weight, if_defined(bias), padding);
     return at::convolution(x, weight, bias, stride, padding, dilation, /*transposed=*/false,
                            /*output_padding=*/std::vector<int64_t>(stride.size(), 0), groups);
   }
   /// The gradients by x, weight and bias, as far as `wanted`.
   variable_list backward(const at::Tensor& g, const at::Tensor& x, const at::Tensor& weight, Wanted wanted) const {
+    at::Tensor of_x, of_weight;
+    if (wanted[0] && has_winograd(x, weight)) of_x = winograd_input_gradient(g, weight, padding);
+    if (wanted[1] && has_winograd(x, weight, true)) of_weight = winograd_weight_gradient(g, x, padding);
+    const Wanted left{wanted[0] && !of_x.defined(), wanted[1] && !of_weight.defined(), wanted[2]};
+    if (!left[0] && !left[1] && (of_x.defined() || of_weight.defined())) {
+      return {of_x, of_weight, wanted[2] ? g.sum({0, 2, 3}) : at::Tensor()};
+    }
     const auto channels = weight.size(0);
-    auto [of_x, of_weight, of_bias] = at::convolution_backward(
+    const auto [libtorchs_of_x, libtorchs_of_weight, of_bias] = at::convolution_backward(
         g, x, weight, c10::IntArrayRef(channels), stride, padding, dilation, /*transposed=*/false,
-        /*output_padding=*/std::vector<int64_t>(stride.size(), 0), groups, wanted);
-    return {of_x, of_weight, of_bias};
+        /*output_padding=*/std::vector<int64_t>(stride.size(), 0), groups, left);
+    return {left[0] ? libtorchs_of_x : of_x, left[1] ? libtorchs_of_weight : of_weight, of_bias};
   }
 };
 

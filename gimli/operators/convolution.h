@@ -24,7 +24,8 @@ bool has_convolution(const ConvolutionInputs& inputs);
 ///     by weight:  the weight's backward pass of (g, u)
 ///
 /// libtorch's own formula goes over transposed tensors, with kernels as large as the images. What needs no gradient, as
-/// images of a first layer, has none computed. Derivatives of the third order are libtorch's.
+/// images of a first layer, has none computed. Those of 3x3 filter as winograd.h says where that is faster. Derivatives
+/// of the third order are libtorch's.
 at::Tensor convolution(const ConvolutionInputs& inputs);
 
 }  // namespace gimli::operators

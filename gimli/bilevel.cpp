@@ -187,42 +187,42 @@ TensorList Bilevel::inputs_of(const TaskRef& task) const {
   return inputs_ ? inputs_(task, 0) : TensorList();
 }
 
-TaskRef Bilevel::together(const std::vector<TaskRef>& tasks) const {
+TaskRef Bilevel::together(const std::vector<TaskRef>& tasks, int64_t given) const {
   TORCH_CHECK(inputs_,
               "Vmap: the problem does not say what its closures read of a task; declare it by Bilevel::inputs");
   TaskRef::Together together;
-  together.first.tensors = inputs_of(tasks[0]);
+  together.given.tensors = inputs_of(tasks[given]);
   together.shared = tensors();
-  std::vector<TensorList> of_tasks(together.first.size());
+  std::vector<TensorList> of_tasks(together.given.size());
   for (const auto& task : tasks) {
     together.seeds.push_back(task.seed());
     const auto inputs = inputs_of(task);
     TORCH_CHECK(inputs.size() == of_tasks.size(), "Vmap: inputs() returned ", inputs.size(), " tensors for task ",
-                task.index(), " and ", of_tasks.size(), " for task ", tasks[0].index());
+                task.index(), " and ", of_tasks.size(), " for task ", tasks[given].index());
     for (size_t i = 0; i < inputs.size(); ++i) {
       TORCH_CHECK(inputs[i].defined(), "Vmap: input ", i, " of task ", task.index(), " is undefined");
-      const auto& first = together.first.tensors[i];
-      TORCH_CHECK(inputs[i].sizes() == first.sizes() && inputs[i].options().type_equal(first.options()),
+      const auto& like = together.given.tensors[i];
+      TORCH_CHECK(inputs[i].sizes() == like.sizes() && inputs[i].options().type_equal(like.options()),
                   "Vmap: tasks run together only if their tensors have the same shapes and types: input ", i,
                   " of task ", task.index(), " is ", inputs[i].scalar_type(), " of shape ", inputs[i].sizes(),
-                  ", that of task ", tasks[0].index(), " ", first.scalar_type(), " of shape ", first.sizes());
+                  ", that of task ", tasks[given].index(), " ", like.scalar_type(), " of shape ", like.sizes());
       of_tasks[i].push_back(inputs[i]);
     }
   }
   for (size_t i = 0; i < of_tasks.size(); ++i) {
-    together.first.names.push_back(c10::str("input ", i, " of the task"));
+    together.given.names.push_back(c10::str("input ", i, " of the task"));
     together.stacked.push_back(at::stack(of_tasks[i]));
   }
-  return tasks[0].with(std::make_shared<const TaskRef::Together>(std::move(together)));
+  return tasks[given].with(std::make_shared<const TaskRef::Together>(std::move(together)));
 }
 
 template <class Result>
 Result Bilevel::call(const Closure<Result>& closure, const TaskRef& task, int64_t step) const {
   if (!task.together()) return closure(task, step);
-  const auto& [seeds, first, stacked, shared] = *task.together();
+  const auto& [seeds, given, stacked, shared] = *task.together();
   auto& level = *VmapLevel::current();
   level.allow_only(shared);
-  const ModelTensors inputs(first);
+  const ModelTensors inputs(given);
   const Substitution all_tasks(inputs, level.wrap(stacked), {});
   return of_all_tasks(level, closure(task, step));
 }

@@ -32,11 +32,11 @@ class TaskRef final {
   int64_t index() const { return index_; }
   uint64_t seed() const { return seed_; }
 
-  /// Several tasks that run together: the closures are given the first, and read the others' tensors in the place of
+  /// Several tasks that run together: the closures are given one of them, and read all tasks' tensors in the place of
   /// its own.
   struct Together {
     std::vector<uint64_t> seeds;
-    NamedTensors first;  ///< the tensors of the first task, as declared
+    NamedTensors given;  ///< the tensors of that task, as declared
     TensorList stacked;  ///< those of all tasks, [tasks, ...]
     TensorList shared;   ///< what all tasks read
   };
@@ -182,8 +182,9 @@ class Bilevel final {
   uint64_t identity() const { return identity_; }
   /// The tensors of a task, as declared; stacked, those of several together.
   TensorList inputs_of(const TaskRef& task) const;
-  /// Tasks as one that runs them together. Refuses what it cannot know to be right, by the name "Vmap".
-  TaskRef together(const std::vector<TaskRef>& tasks) const;
+  /// Tasks as one that runs them together, for which the closures are given the `given`-th. Refuses what it cannot know
+  /// to be right, by the name "Vmap".
+  TaskRef together(const std::vector<TaskRef>& tasks, int64_t given = 0) const;
   /// All others that are known to be read: the model's, the optimizer's, where the loop starts, and the constants.
   TensorList tensors() const;
 

@@ -41,7 +41,7 @@ class DrawnSeed final {
 /// Runs `task_result` for every task and gathers a Result, adding in the order of the tasks.
 template <class Function>
 Result gather(const Bilevel& problem, const TensorList& meta_parameters, const TaskList& tasks, const TaskBatch& batch,
-              uint64_t seed, Function task_result) {
+              uint64_t seed, int64_t given, Function task_result) {
   const auto begin = std::chrono::steady_clock::now();
   const auto width = batch.together(tasks.size());
   const auto count = (tasks.size() + width - 1) / width;
@@ -75,7 +75,8 @@ Result gather(const Bilevel& problem, const TensorList& meta_parameters, const T
     for (int64_t t = i * width; t < std::min((i + 1) * width, tasks.size()); ++t) {
       some.push_back(tasks[t].in_batch(t, seed));
     }
-    auto value = task_result(width > 1 ? problem.together(some) : some[0]);
+    auto value = task_result(
+        width > 1 ? problem.together(some, std::min<int64_t>(given, static_cast<int64_t>(some.size()) - 1)) : some[0]);
     if (!problem.keeps_final_states()) value.final_state = {};
     const std::lock_guard lock(mutex);
     waiting[i] = std::move(value);
@@ -111,14 +112,15 @@ Result run(const Bilevel& problem, const TensorList& meta_parameters, const Task
     return job;
   };
   std::map<const TaskBatch*, Result> tried;
-  const auto trial = [&](const TaskBatch& candidate) -> TaskBatch::Outcome {
-    const auto& result = tried[&candidate] = gather(problem, meta_parameters, tasks, candidate, seed, task_result);
+  const auto trial = [&](const TaskBatch& candidate, int64_t given) -> TaskBatch::Outcome {
+    const auto& result = tried[&candidate] =
+        gather(problem, meta_parameters, tasks, candidate, seed, given, task_result);
     return {{result.outer_losses}, result.gradients, result.cost.seconds};
   };
   const auto [chosen, remark] = batch.choose(describe, trial);
   const auto found = tried.find(&chosen);
   auto result = found != tried.end() ? std::move(found->second)
-                                     : gather(problem, meta_parameters, tasks, chosen, seed, task_result);
+                                     : gather(problem, meta_parameters, tasks, chosen, seed, 0, task_result);
   result.cost.strategy = strategy;
   result.cost.task_batch = &chosen == &batch ? batch.name() : c10::str(batch.name(), ": ", chosen.name());
   result.cost.task_batch_remark = remark;

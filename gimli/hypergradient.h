@@ -10,7 +10,7 @@ namespace gimli {
 struct CostReport : TaskCost {
   std::string strategy;
   std::string task_batch;
-  std::string task_batch_remark;  ///< what Auto measured
+  std::string task_batch_remark;  ///< what Auto measured, and what Vmap found when it compared
   double seconds = 0;             ///< wall time
 };
 

@@ -39,10 +39,11 @@ class TaskBatch {
     const TaskBatch& batch;
     std::string remark = {};
   };
-  /// What runs the job that `describe` describes: this one, unless it finds out by trials, each of which runs all tasks
-  /// with the same random numbers.
-  virtual Choice choose(const std::function<Job()>& describe,
-                        const std::function<Outcome(const TaskBatch&)>& trial) const;
+  /// Runs all tasks on a batch with the same random numbers. The closures are given the `given`-th of tasks that run
+  /// together, or the last if there are fewer.
+  using Trial = std::function<Outcome(const TaskBatch&, int64_t given)>;
+  /// What runs the job that `describe` describes: this one, unless it finds out by trials.
+  virtual Choice choose(const std::function<Job()>& describe, const Trial& trial) const;
 
   /// Calls `function(i)` for every i in [0, count), in any order, possibly at once, and returns when all are done. If
   /// calls throw, the rest is not begun and the exception of the lowest i is rethrown.
@@ -88,9 +89,11 @@ class Threads final : public TaskBatch {
 /// have no batching rule, and those that look at values (item(), boolean indices). Each task draws its own random
 /// numbers.
 ///
-/// What no operator sees (numbers in a task, data_ptr()) would be that of the first. So the first call for a problem
-/// and its shapes, then the second, the fourth and so on, runs the tasks with Sequential as well and refuses what
-/// differs.
+/// What no operator sees (numbers in a task, data_ptr()) would be that of the one task whose closures run. So the first
+/// call for a problem and its shapes, then the second, the fourth and so on, runs the tasks with Sequential as well and
+/// refuses what differs. In float32, rounding alone may make gradients differ, where it decides a near tie of a
+/// max-pool or the sign of what goes into a ReLU. That is told by the losses, which are those of Sequential, and by the
+/// gradients, which are the same to the last bit whichever task the closures are given; the cost report says so.
 class Vmap final : public TaskBatch {
  public:
   /// All on the calling thread.
@@ -100,8 +103,7 @@ class Vmap final : public TaskBatch {
 
   std::string name() const override;
   int64_t together(int64_t count) const override;
-  Choice choose(const std::function<Job()>& describe,
-                const std::function<Outcome(const TaskBatch&)>& trial) const override;
+  Choice choose(const std::function<Job()>& describe, const Trial& trial) const override;
   void run(int64_t count, const std::function<void(int64_t)>& function) const override;
 
  private:
@@ -119,8 +121,7 @@ class Auto final : public TaskBatch {
   explicit Auto(int64_t threads = 0);
 
   std::string name() const override { return "Auto"; }
-  Choice choose(const std::function<Job()>& describe,
-                const std::function<Outcome(const TaskBatch&)>& trial) const override;
+  Choice choose(const std::function<Job()>& describe, const Trial& trial) const override;
   void run(int64_t count, const std::function<void(int64_t)>& function) const override;
 
  private:

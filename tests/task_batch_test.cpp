@@ -159,6 +159,48 @@ TEST(Vmap, compares_the_first_call_and_then_the_second_the_fourth_and_so_on) {
   EXPECT_EQ(calls, together + one_by_one);
 }
 
+// Outcomes that rounding makes differ are told from others by which task the closures are given.
+TEST(Vmap, takes_gradients_that_differ_by_rounding) {
+  const auto outcome = [](double loss, double gradient) {
+    return TaskBatch::Outcome{{torch::full({20}, loss, torch::kFloat)}, {torch::tensor({1.F, float(gradient)})}, 1};
+  };
+  const auto describe = [] { return TaskBatch::Job{1, "Unroll()", 20, {}}; };
+  const auto one_by_one = outcome(1, 2);
+  std::vector<int64_t> given;
+  const auto remark = [&](const TaskBatch& batch, std::function<TaskBatch::Outcome(int64_t)> together) {
+    given.clear();
+    return batch
+        .choose(describe,
+                [&](const TaskBatch& candidate, int64_t task) {
+                  if (candidate.name() == "Sequential") return one_by_one;
+                  given.push_back(task);
+                  return together(task);
+                })
+        .remark;
+  };
+  EXPECT_EQ(remark(Vmap(), [&](int64_t) { return one_by_one; }), "");
+  EXPECT_EQ(given, std::vector<int64_t>{0});
+  EXPECT_NE(remark(Vmap(), [&](int64_t) { return outcome(1, 2.5); }).find("by rounding, the gradients"),
+            std::string::npos);
+  EXPECT_EQ(given, (std::vector<int64_t>{0, 2, 4, 7, 9, 11, 14, 16, 19}));
+  remark(Vmap(4), [&](int64_t) { return outcome(1, 2.5); });
+  EXPECT_EQ(given, (std::vector<int64_t>{0, 1, 2, 3, 4}));
+  expect_error([&] { remark(Vmap(), [&](int64_t) { return outcome(1.1, 2.5); }); }, "differ from tasks that run one");
+  expect_error([&] { remark(Vmap(), [&](int64_t task) { return outcome(1, task == 4 ? 2.5 : 2.4); }); },
+               "differ from tasks that run one");
+}
+
+TEST(Vmap, refuses_another_gradient_of_the_same_loss) {
+  torch::manual_seed(1);
+  const Regression regression;
+  auto problem = regression.problem();
+  problem.outer([&](const Regression::Task& task) {
+    const auto loss = regression.plain(task);
+    return task.number > 2 ? loss.detach() + 0 * loss : loss;
+  });
+  expect_error([&] { regression.run(problem, regression.tasks(3), Vmap()); }, "differ from tasks that run one by one");
+}
+
 TEST(Vmap, runs_one_task) {
   torch::manual_seed(1);
   const Regression regression;

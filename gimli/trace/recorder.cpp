@@ -287,6 +287,12 @@ void Recorder::add(const c10::OperatorHandle& op, const std::vector<IValue>& arg
       }
       if (auto at = geometry(arguments[i].toTensor())) written.push_back(std::move(*at));
     }
+    if (alias && alias->isWrite() && arguments[i].isTensorList()) {
+      for (const at::Tensor& tensor : arguments[i].toTensorVector()) {
+        if (!tensor.defined()) continue;
+        if (auto at = geometry(tensor)) written.push_back(std::move(*at));
+      }
+    }
   }
   if (writes_to_statistics) {
     for (const size_t i : {3, 4}) {

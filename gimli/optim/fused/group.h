@@ -51,38 +51,15 @@ struct Group {
   std::vector<Row> rows;
 };
 
-/// A pass of the kernels over a group: tensors are read and written as streams of kernels.h. Undefined ones are zero or
-/// not wanted.
+/// Evaluates a group's formula by the kernels. Lists have the tensors of a Group's lists of inputs (x and the
+/// coefficients) or outputs (y), and follow one another: those read are x, from the first order on y_bar, then w; those
+/// written are y, or x_bar, or ds/dx and ds/dy_bar. Undefined tensors are zero, or not wanted, or coefficients that are
+/// numbers. A sum for a coefficient does not depend on the number of threads.
+///
+/// A gimli::Trace records it as an operator, gimli::update_, whose name in libtorch's dispatcher ends with that of the
+/// formula.
 template <class Formula>
-class Evaluation final {
- public:
-  Evaluation(const Group<Formula>& group, Order order);
-
-  /// The next `width` streams of every member.
-  void read(const TensorList& tensors, size_t width);
-  void write(const TensorList& tensors, size_t width);
-  /// The direction's part for the coefficients, which stands in `tensors` from `first` on.
-  void move(const TensorList& tensors, size_t first);
-
-  void run();
-  /// Runs with the sums for the coefficients, which do not depend on the number of threads.
-  std::vector<typename Group<Formula>::Row> run_with_sums();
-
- private:
-  struct Chunk {
-    size_t member;
-    int64_t begin, end;
-  };
-
-  void run(bool summed, std::vector<typename Group<Formula>::Row>& sums);
-
-  const Group<Formula>& group_;
-  Order order_;
-  std::vector<Pass<Formula>> passes_;
-  std::vector<Chunk> chunks_;
-  size_t read_ = 0, written_ = 0;
-  int64_t numel_ = 0;
-  TensorList kept_;
-};
+void evaluate(const std::shared_ptr<const Group<Formula>>& group, Order order, const TensorList& read,
+              const TensorList& written);
 
 }  // namespace gimli::optim::fused

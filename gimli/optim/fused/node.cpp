@@ -63,6 +63,11 @@ TensorList unpacked(const Saved& saved) {
   return result;
 }
 
+TensorList joined(TensorList first, const TensorList& second) {
+  first.insert(first.end(), second.begin(), second.end());
+  return first;
+}
+
 bool any(const Mask& mask) { return std::find(mask.begin(), mask.end(), true) != mask.end(); }
 
 template <class Formula>
@@ -124,34 +129,30 @@ class UpdateNode : public Node {
   UpdateNode(std::shared_ptr<const Group<Formula>> group, edge_list edges, Saved inputs)
       : Node(std::move(edges)), group_(std::move(group)), saved_(std::move(inputs)) {}
 
-  /// Room for those of `count` results of each member that are wanted, of which the first is the `first`-th of all.
-  TensorList wanted(size_t first, size_t count) const {
+  /// Room for what is wanted of a list of inputs.
+  TensorList inputs_wanted() const {
+    auto result = members_wanted(0, Formula::inputs);
+    for (auto j = result.size(); j < group_->count_of_inputs(); ++j) {
+      result.push_back(task_should_compute_output(j) ? at::empty({}, at::kDouble) : at::Tensor());
+    }
+    return result;
+  }
+  /// Of a list of outputs, which follows one of inputs.
+  TensorList outputs_wanted() const { return members_wanted(group_->count_of_inputs(), Formula::outputs); }
+
+  const std::shared_ptr<const Group<Formula>> group_;
+  Saved saved_;
+
+ private:
+  TensorList members_wanted(size_t first, size_t count) const {
     TensorList result;
-    for (size_t i = 0; i < group_->members.size(); ++i) {
+    for (const auto& member : group_->members) {
       for (size_t k = 0; k < count; ++k) {
-        const bool needed = task_should_compute_output(first + result.size());
-        result.push_back(needed ? group_->members[i].empty() : at::Tensor());
+        result.push_back(task_should_compute_output(first + result.size()) ? member.empty() : at::Tensor());
       }
     }
     return result;
   }
-
-  /// Runs, and appends what belongs to the coefficients where it is wanted.
-  void run(Evaluation<Formula>& evaluation, TensorList& result) const {
-    const auto first = group_->c(0, 0);
-    Mask wanted;
-    for (auto j = first; j < group_->count_of_inputs(); ++j) wanted.push_back(task_should_compute_output(j));
-    result.resize(group_->count_of_inputs());
-    if (!any(wanted)) return evaluation.run();
-    const auto sums = evaluation.run_with_sums();
-    for (size_t j = 0; j < wanted.size(); ++j) {
-      const auto sum = sums[j / Formula::coefficients][j % Formula::coefficients];
-      if (wanted[j]) result[first + j] = at::scalar_tensor(sum, at::kDouble);
-    }
-  }
-
-  const std::shared_ptr<const Group<Formula>> group_;
-  Saved saved_;
 };
 
 /// The second derivatives: of x_bar = J(x)^T y_bar by x and y_bar, along w.
@@ -168,19 +169,8 @@ class SecondNode final : public UpdateNode<Formula> {
     check_cotangents<Formula>(w);
     const auto inputs = unpacked(this->saved_);
     if (at::GradMode::is_enabled()) return by_operators(inputs, w);
-
-    const auto& group = *this->group_;
-    auto result = this->wanted(0, Formula::inputs);
-    const auto for_y_bar = this->wanted(group.count_of_inputs(), Formula::outputs);
-    Evaluation<Formula> evaluation(group, Order::second);
-    evaluation.read(inputs, Formula::inputs);
-    evaluation.read(TensorList(inputs.begin() + group.count_of_inputs(), inputs.end()), Formula::outputs);
-    evaluation.read(w, Formula::inputs);
-    evaluation.move(w, group.c(0, 0));
-    evaluation.write(result, Formula::inputs);
-    evaluation.write(for_y_bar, Formula::outputs);
-    this->run(evaluation, result);
-    result.insert(result.end(), for_y_bar.begin(), for_y_bar.end());
+    auto result = joined(this->inputs_wanted(), this->outputs_wanted());
+    evaluate(this->group_, Order::second, joined(inputs, w), result);
     return result;
   }
 
@@ -235,15 +225,11 @@ class FirstNode final : public UpdateNode<Formula> {
     check_cotangents<Formula>(y_bar);
     auto inputs = unpacked(this->saved_);
     const auto& group = *this->group_;
-    auto x_bar = this->wanted(0, Formula::inputs);
+    auto x_bar = this->inputs_wanted();
     for (size_t i = 0; i < group.members.size(); ++i) {
       if (passes_theta_bar(i)) x_bar[group.x(i, 0)] = at::Tensor();
     }
-    Evaluation<Formula> evaluation(group, Order::first);
-    evaluation.read(inputs, Formula::inputs);
-    evaluation.read(y_bar, Formula::outputs);
-    evaluation.write(x_bar, Formula::inputs);
-    this->run(evaluation, x_bar);
+    evaluate(this->group_, Order::first, joined(inputs, y_bar), x_bar);
     for (size_t i = 0; i < group.members.size(); ++i) {
       if (passes_theta_bar(i)) x_bar[group.x(i, 0)] = y_bar[group.y(i, 0)];
     }
@@ -259,7 +245,7 @@ class FirstNode final : public UpdateNode<Formula> {
 
   void record_second(TensorList inputs, const variable_list& y_bar, const variable_list& x_bar) const {
     const auto& group = *this->group_;
-    inputs.insert(inputs.end(), y_bar.begin(), y_bar.end());
+    inputs = joined(std::move(inputs), y_bar);
     auto edges = this->next_edges();
     for (const auto& cotangent : y_bar) edges.push_back(edge_of(cotangent));
     Mask used(inputs.size()), needed(inputs.size()), differentiable(x_bar.size());

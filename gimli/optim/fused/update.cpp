@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <numeric>
+
 #include "gimli/optim/fused/node.h"
 #include "gimli/trace.h"
 
@@ -48,6 +50,13 @@ bool is_held_once(const at::Tensor& tensor) {
          !tensor.is_inference();
 }
 
+constexpr int64_t kRecordedElements = 1 << 14;
+
+int64_t count_of_elements(const std::vector<Iterate>& iterates) {
+  return std::accumulate(iterates.begin(), iterates.end(), int64_t(0),
+                         [](int64_t count, const Iterate& iterate) { return count + iterate.parameter.numel(); });
+}
+
 /// The iterates that are updated in one pass.
 template <class Formula>
 class Update final {
@@ -81,14 +90,9 @@ class Update final {
   }
 
   void run() {
-    Evaluation<Formula> evaluation(*group_, Order::value);
-    evaluation.read(x_, Formula::inputs);
-    evaluation.write(y_, Formula::outputs);
-    evaluation.run();
-    if (at::GradMode::is_enabled()) {
-      x_.insert(x_.end(), c_.begin(), c_.end());
-      record<Formula>(group_, x_, y_);
-    }
+    x_.insert(x_.end(), c_.begin(), c_.end());
+    evaluate<Formula>(group_, Order::value, x_, y_);
+    if (at::GradMode::is_enabled()) record<Formula>(group_, x_, y_);
     for (const auto& tensor : written_over_) tensor.unsafeGetTensorImpl()->bump_version();
   }
 
@@ -105,7 +109,7 @@ class Update final {
     auto& row = group_->rows.emplace_back();
     for (size_t k = 0; k < row.size(); ++k) {
       const auto& value = recipe.coefficients[k];
-      row[k] = value.is_number() ? value.number() : value.tensor().template item<double>();
+      row[k] = value.is_number() ? value.number() : 0;
       c_.push_back(value.is_number() ? at::Tensor() : value.tensor());
     }
   }
@@ -121,8 +125,10 @@ void update_all(const UpdateRule& rule,
                 const std::function<Recipe<Formula>(const ParameterState&, const Values&)>& recipe_for,
                 std::vector<Iterate>& iterates, const TensorList& gradients,
                 const std::vector<Values>& hyperparameters) {
-  // A trace would not see passes over memory.
-  if (Trace::is_recording()) return rule.UpdateRule::update_all(iterates, gradients, hyperparameters);
+  // Of small tensors, a trace replays plain operators faster.
+  if (Trace::is_recording() && count_of_elements(iterates) < kRecordedElements) {
+    return rule.UpdateRule::update_all(iterates, gradients, hyperparameters);
+  }
   Update<Formula> update;
   std::vector<size_t> positions;
   std::vector<std::pair<size_t, Iterate>> results;

@@ -113,9 +113,11 @@ Result run(const Bilevel& problem, const TensorList& meta_parameters, const Task
   };
   std::map<const TaskBatch*, Result> tried;
   const auto trial = [&](const TaskBatch& candidate, int64_t given) -> TaskBatch::Outcome {
+    const auto drawn_before = RandomStream::draws();
     const auto& result = tried[&candidate] =
         gather(problem, meta_parameters, tasks, candidate, seed, given, task_result);
-    return {{result.outer_losses}, result.gradients, result.cost.seconds};
+    const bool draws = RandomStream::draws() != drawn_before;
+    return {{result.outer_losses}, result.gradients, result.cost.seconds, draws};
   };
   const auto [chosen, remark] = batch.choose(describe, trial);
   const auto found = tried.find(&chosen);

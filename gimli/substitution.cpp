@@ -12,6 +12,7 @@
 #include <torch/script.h>
 
 #include <algorithm>
+#include <atomic>
 #include <mutex>
 #include <optional>
 #include <unordered_set>
@@ -28,6 +29,7 @@ constexpr auto mode_key = c10::DispatchKey::TESTING_ONLY_GenericMode;
 
 thread_local Substitution* innermost = nullptr;
 thread_local RandomStream* innermost_stream = nullptr;
+std::atomic<int64_t> draws_of_streams = 0;
 
 /// The memory of a tensor, or of what it wraps.
 const c10::StorageImpl* storage_of(const at::TensorBase& tensor) {
@@ -459,7 +461,10 @@ RandomStream::RandomStream(const std::vector<uint64_t>& seeds) : outer_(innermos
 
 RandomStream::~RandomStream() { innermost_stream = outer_; }
 
+int64_t RandomStream::draws() { return draws_of_streams; }
+
 at::Generator& RandomStream::generator(c10::Device device) {
+  ++draws_of_streams;
   auto& [seed, generators] = tasks_.at(task_);
   const auto found = std::find_if(generators.begin(), generators.end(),
                                   [&](const at::Generator& generator) { return generator.device() == device; });

@@ -142,6 +142,9 @@ class RandomStream final {
   at::Generator& generator(c10::Device device);
   void draw_for(size_t task) { task_ = task; }
 
+  /// How many operators have drawn from streams, in all threads.
+  static int64_t draws();
+
  private:
   struct Seeded {
     uint64_t seed;

@@ -11,6 +11,7 @@
 #include <limits>
 #include <list>
 #include <mutex>
+#include <numeric>
 #include <optional>
 #include <sstream>
 #include <thread>
@@ -60,18 +61,25 @@ class Memory {
 /// it, by the name of Vmap, if it differs by more than rounding.
 std::string compare(const TaskBatch& batch, const TaskBatch::Trial& trial, const TaskBatch::Outcome& together,
                     const TaskBatch::Outcome& one_by_one) {
-  const auto losses = relative_distance(together.losses, one_by_one.losses),
-             gradients = relative_distance(together.gradients, one_by_one.gradients),
-             found = std::max(losses, gradients);
+  const auto found = std::max(relative_distance(together.losses, one_by_one.losses),
+                              relative_distance(together.gradients, one_by_one.gradients));
   const double tolerance = one_by_one.losses[0].scalar_type() == at::kDouble ? 1e-8 : 1e-3;
   if (found <= tolerance) return "";
 
-  // As many others as a user will wait for are given to the closures.
-  constexpr int64_t most = 8;
-  const auto last = batch.together(one_by_one.losses[0].numel()) - 1, count = std::min(last, most);
-  bool is_rounding = losses <= tolerance && last > 0;
-  for (int64_t i = 1; is_rounding && i <= count; ++i) {
-    const auto again = trial(batch, i * last / count);
+  // Others than the first are given to the closures, as many as a user will wait for: those furthest off come first.
+  constexpr size_t most = 8;
+  const auto off = (together.losses[0] - one_by_one.losses[0]).abs().to(at::kDouble);
+  std::vector<int64_t> tasks(off.numel()), given{0};
+  std::iota(tasks.begin(), tasks.end(), 0);
+  std::stable_sort(tasks.begin(), tasks.end(),
+                   [of = off.const_data_ptr<double>()](int64_t a, int64_t b) { return of[a] > of[b]; });
+  const auto width = batch.together(off.numel());
+  bool is_rounding = width > 1 && !together.draws;
+  for (size_t i = 0; is_rounding && i < tasks.size() && given.size() <= most; ++i) {
+    const auto task = tasks[i] % width;
+    if (std::find(given.begin(), given.end(), task) != given.end()) continue;
+    given.push_back(task);
+    const auto again = trial(batch, task);
     is_rounding = relative_distance(again.losses, together.losses) == 0 &&
                   relative_distance(again.gradients, together.gradients) == 0;
   }
@@ -79,8 +87,7 @@ std::string compare(const TaskBatch& batch, const TaskBatch::Trial& trial, const
               " relative, more than ", tolerance,
               ": the closures read something of a task that is no tensor or that operators do not see, or draw random "
               "numbers into memory of another layout, or the loop does not bear another order of rounding");
-  return c10::str("by rounding, the gradients of tasks that run together differ by ", gradients,
-                  " relative from those of tasks that run one by one");
+  return c10::str("by rounding, tasks that run together differ from tasks that run one by one by ", found, " relative");
 }
 
 }  // namespace

@@ -32,8 +32,10 @@ class TaskBatch {
     bool operator==(const Job&) const = default;
   };
   struct Outcome {
-    TensorList losses, gradients;
+    TensorList losses;  ///< one tensor, of all tasks
+    TensorList gradients;
     double seconds;
+    bool draws;  ///< whether operators drew random numbers
   };
   struct Choice {
     const TaskBatch& batch;
@@ -92,8 +94,9 @@ class Threads final : public TaskBatch {
 /// What no operator sees (numbers in a task, data_ptr()) would be that of the one task whose closures run. So the first
 /// call for a problem and its shapes, then the second, the fourth and so on, runs the tasks with Sequential as well and
 /// refuses what differs. In float32, rounding alone may make gradients differ, where it decides a near tie of a
-/// max-pool or the sign of what goes into a ReLU. That is told by the losses, which are those of Sequential, and by the
-/// gradients, which are the same to the last bit whichever task the closures are given; the cost report says so.
+/// max-pool or the sign of what goes into a ReLU. That is told by losses and gradients that are the same to the last
+/// bit whichever task the closures are given (the eight whose losses differ most are), where no random numbers are
+/// drawn; the cost report says so.
 class Vmap final : public TaskBatch {
  public:
   /// All on the calling thread.

@@ -160,34 +160,41 @@ TEST(Vmap, compares_the_first_call_and_then_the_second_the_fourth_and_so_on) {
 }
 
 // Outcomes that rounding makes differ are told from others by which task the closures are given.
-TEST(Vmap, takes_gradients_that_differ_by_rounding) {
-  const auto outcome = [](double loss, double gradient) {
-    return TaskBatch::Outcome{{torch::full({20}, loss, torch::kFloat)}, {torch::tensor({1.F, float(gradient)})}, 1};
+TEST(Vmap, takes_what_differs_by_rounding) {
+  const auto outcome = [](double gradient, std::vector<int64_t> tasks_off = {}, bool draws = false) {
+    const auto losses = torch::ones({20});
+    for (const auto task : tasks_off) losses[task] += 0.01 * static_cast<double>(1 + task);
+    return TaskBatch::Outcome{{losses}, {torch::tensor({1.F, static_cast<float>(gradient)})}, 1, draws};
   };
   const auto describe = [] { return TaskBatch::Job{1, "Unroll()", 20, {}}; };
-  const auto one_by_one = outcome(1, 2);
   std::vector<int64_t> given;
-  const auto remark = [&](const TaskBatch& batch, std::function<TaskBatch::Outcome(int64_t)> together) {
+  const auto remark = [&](const TaskBatch& batch, const std::function<TaskBatch::Outcome(int64_t)>& together) {
     given.clear();
     return batch
         .choose(describe,
                 [&](const TaskBatch& candidate, int64_t task) {
-                  if (candidate.name() == "Sequential") return one_by_one;
+                  if (candidate.name() == "Sequential") return outcome(2);
                   given.push_back(task);
                   return together(task);
                 })
         .remark;
   };
-  EXPECT_EQ(remark(Vmap(), [&](int64_t) { return one_by_one; }), "");
+  const auto expect_taken = [&](const TaskBatch& batch, const TaskBatch::Outcome& together,
+                                const std::vector<int64_t>& tasks) {
+    EXPECT_EQ(remark(batch, [&](int64_t) { return together; }).rfind("by rounding, tasks", 0), 0u);
+    EXPECT_EQ(given, tasks);
+  };
+  const auto expect_refused = [&](const std::function<TaskBatch::Outcome(int64_t)>& together) {
+    expect_error([&] { remark(Vmap(), together); }, "differ from tasks that run one by one");
+  };
+  EXPECT_EQ(remark(Vmap(), [&](int64_t) { return outcome(2); }), "");
   EXPECT_EQ(given, std::vector<int64_t>{0});
-  EXPECT_NE(remark(Vmap(), [&](int64_t) { return outcome(1, 2.5); }).find("by rounding, the gradients"),
-            std::string::npos);
-  EXPECT_EQ(given, (std::vector<int64_t>{0, 2, 4, 7, 9, 11, 14, 16, 19}));
-  remark(Vmap(4), [&](int64_t) { return outcome(1, 2.5); });
-  EXPECT_EQ(given, (std::vector<int64_t>{0, 1, 2, 3, 4}));
-  expect_error([&] { remark(Vmap(), [&](int64_t) { return outcome(1.1, 2.5); }); }, "differ from tasks that run one");
-  expect_error([&] { remark(Vmap(), [&](int64_t task) { return outcome(1, task == 4 ? 2.5 : 2.4); }); },
-               "differ from tasks that run one");
+  expect_taken(Vmap(), outcome(2.5), {0, 1, 2, 3, 4, 5, 6, 7, 8});
+  expect_taken(Vmap(), outcome(2.5, {6, 13}), {0, 13, 6, 1, 2, 3, 4, 5, 7});
+  expect_taken(Vmap(4), outcome(2.5, {6, 13}), {0, 3, 1, 2, 4});
+  expect_refused([&](int64_t) { return outcome(2.5, {}, /*draws=*/true); });
+  expect_refused([&](int64_t task) { return outcome(task == 4 ? 2.5 : 2.4); });
+  expect_refused([&](int64_t task) { return outcome(2.5, {task}); });
 }
 
 TEST(Vmap, refuses_another_gradient_of_the_same_loss) {

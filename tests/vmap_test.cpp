@@ -148,6 +148,10 @@ std::vector<Operation> operations() {
   const auto add = [&](Operation operation) { list.push_back(std::move(operation)); };
   add(of("convolution", nn::Conv2d(nn::Conv2dOptions(4, 3, 3).padding(1).stride(2))));
   add(of("convolution in groups", nn::Conv2d(nn::Conv2dOptions(4, 6, 3).groups(2).bias(false))));
+  add(of("convolution of many products", nn::Conv2d(nn::Conv2dOptions(4, 96, 3).padding(1))));
+  const nn::Conv1d sequences(nn::Conv1dOptions(4, 3, 3));
+  add({"convolution of sequences", [=](const Tensor& x) { return sequences.ptr()->forward(x.flatten(2)); },
+       sequences.ptr()});
   add(of("dilated convolution", nn::Conv2d(nn::Conv2dOptions(4, 2, 3).dilation(2))));
   add(of("transposed convolution", nn::ConvTranspose2d(nn::ConvTranspose2dOptions(4, 2, 3).stride(2))));
   add(of("batch norm", nn::BatchNorm2d(4)));

@@ -5,6 +5,9 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <memory>
 
 #include "gimli/operators/arguments.h"
 #include "gimli/operators/dispatched.h"
@@ -23,34 +26,57 @@ ImageBatch images_of(const at::Tensor& x) {
   return {x.data_ptr(), x.size(0), x.size(1), x.size(2), x.size(3), format_of(x) == at::MemoryFormat::ChannelsLast};
 }
 
+/// What a thread's memory is for: what all rows of tiles need, or some of them.
+enum Use { for_all, for_some };
+
+/// Memory of this thread, which its next convolution uses again: large blocks that come and go would fragment that of
+/// tensors. It is kept until the thread ends.
+char* scratch(Use use, int64_t bytes) {
+  struct Block {
+    std::unique_ptr<void, decltype(&std::free)> memory{nullptr, &std::free};
+    int64_t bytes = 0;
+  };
+  thread_local std::array<Block, 2> blocks;
+  auto& block = blocks[use];
+  if (block.bytes < bytes) {
+    constexpr int64_t alignment = 64;
+    const auto size = (bytes + alignment - 1) / alignment * alignment;
+    block = {};
+    block.memory.reset(std::aligned_alloc(alignment, size));
+    TORCH_CHECK(block.memory, "gimli::winograd: cannot allocate ", size, " bytes");
+    block.bytes = size;
+  }
+  return static_cast<char*>(block.memory.get());
+}
+
 /// A convolution, with what it takes to run it by some rows of tiles at a time.
 struct Work {
   Work(const at::Tensor& x, const at::Tensor& y, at::IntArrayRef padding)
-      : options(x.options().memory_format(std::nullopt)),
-        kernels(winograd_kernels(x.dtype() == at::kDouble)),
+      : type(x.scalar_type()),
+        kernels(winograd_kernels(type == at::kDouble)),
         at{images_of(x), images_of(y), padding[0], padding[1]},
         inputs(padded(x.size(1))),
         outputs(padded(y.size(1))),
         rows(std::max<int64_t>(1, kTiles / at.tiles_across())) {}
 
+  int64_t bytes(int64_t numbers) const { return numbers * static_cast<int64_t>(at::elementSize(type)); }
   int64_t padded(int64_t channels) const {
-    const int64_t lanes = register_bytes() / static_cast<int64_t>(options.dtype().itemsize());
+    const auto lanes = register_bytes() / bytes(1);
     return (channels + lanes - 1) / lanes * lanes;
   }
-
-  at::Tensor room(at::IntArrayRef sizes) const { return at::empty(sizes, options); }
 
   /// Calls `run` with memory for `rows` rows of tiles, for those of [begin, end) in turn.
   template <class Run>
   void by_rows(int64_t begin, int64_t end, Run run) const {
     const auto across = at.tiles_across(), tiles = std::min(rows, end - begin) * across;
-    const auto x_tiles = room({16, tiles, inputs}), y_tiles = room({16, tiles, outputs}),
-               pixels = room({std::max(4 * (2 * across + 2) * inputs, 2 * 2 * across * outputs)});
-    const WinogradMemory memory{x_tiles.data_ptr(), y_tiles.data_ptr(), pixels.data_ptr()};
+    const auto x_tiles = bytes(16 * tiles * inputs), y_tiles = bytes(16 * tiles * outputs),
+               pixels = bytes(std::max(4 * (2 * across + 2) * inputs, 2 * 2 * across * outputs));
+    auto* const all = scratch(for_some, x_tiles + y_tiles + pixels);
+    const WinogradMemory memory{all, all + x_tiles, all + x_tiles + y_tiles};
     for (auto row = begin; row < end; row += rows) run(memory, row, std::min(row + rows, end));
   }
 
-  at::TensorOptions options;
+  at::ScalarType type;
   WinogradKernels kernels;
   Winograd at;
   int64_t inputs, outputs, rows;
@@ -75,17 +101,16 @@ at::Tensor convolve_out(const at::Tensor& x, const at::Tensor& weight, const Opt
         y);
   const auto images = x.contiguous(format_of(x)), w = weight.contiguous();
   Work work(images, y, padding);
-  const auto filters = work.room({16, work.at.x.channels, work.outputs});
-  work.at.filters = filters.data_ptr();
+  work.at.filters = scratch(for_all, work.bytes(16 * work.at.x.channels * work.outputs));
   const auto lanes = work.padded(1);
   at::parallel_for(0, (work.at.x.channels + lanes - 1) / lanes, 4, [&](int64_t begin, int64_t end) {
-    const auto squares = work.room({lanes, 9, work.outputs});
-    work.kernels.filters(work.at, w.const_data_ptr(), turned, squares.data_ptr(), begin * lanes,
+    auto* const squares = scratch(for_some, work.bytes(lanes * 9 * work.outputs));
+    work.kernels.filters(work.at, w.const_data_ptr(), turned, squares, begin * lanes,
                          std::min(end * lanes, work.at.x.channels));
   });
   at::Tensor sums;
   if (bias) {
-    sums = at::zeros({work.outputs}, work.options);
+    sums = at::zeros({work.outputs}, work.type);
     sums.narrow(0, 0, y.size(1)).copy_(*bias);
   }
   at::parallel_for(0, work.at.rows_of_tiles(), work.rows, [&](int64_t begin, int64_t end) {
@@ -112,7 +137,8 @@ at::Tensor correlate_out(const at::Tensor& g, const at::Tensor& x, at::IntArrayR
   Work work(images, gradient, padding);
   // The same slices for any number of threads.
   const auto all = work.at.rows_of_tiles(), slices = std::clamp<int64_t>(all / (8 * work.rows), 1, kSlices);
-  auto sums = work.room({slices, 16, g.size(1), work.inputs});
+  const auto numbers = 16 * g.size(1) * work.inputs;
+  auto sums = at::from_blob(scratch(for_all, work.bytes(slices * numbers)), {slices, numbers}, work.type);
   at::parallel_for(0, slices, 1, [&](int64_t begin, int64_t end) {
     for (auto slice = begin; slice < end; ++slice) {
       auto at = work.at;
@@ -127,8 +153,7 @@ at::Tensor correlate_out(const at::Tensor& g, const at::Tensor& x, at::IntArrayR
   work.at.filter_sums = sums.data_ptr();
   const auto w = weight.is_contiguous() ? weight : at::empty_like(weight, at::MemoryFormat::Contiguous);
   at::parallel_for(0, g.size(1), 64, [&](int64_t begin, int64_t end) {
-    const auto square = work.room({9, work.inputs});
-    work.kernels.weights(work.at, w.data_ptr(), square.data_ptr(), begin, end);
+    work.kernels.weights(work.at, w.data_ptr(), scratch(for_some, work.bytes(9 * work.inputs)), begin, end);
   });
   if (!w.is_same(weight)) weight.copy_(w);
   return weight;

@@ -6,6 +6,9 @@
 
 #include <unordered_map>
 
+#include "gimli/operators/call.h"
+#include "gimli/operators/replacement.h"
+#include "gimli/operators/winograd.h"
 #include "gimli/vmap/level.h"
 
 namespace gimli {
@@ -99,6 +102,95 @@ bool lstm_layer(Stack& stack) {
   return true;
 }
 
+/// [tasks, ...] of a tensor that each task has, or all share; undefined ones stay so.
+at::Tensor of_each(const at::Tensor& tensor) {
+  if (!tensor.defined()) return tensor;
+  auto sizes = tensor.sizes().vec();
+  sizes.insert(sizes.begin(), VmapLevel::current()->tasks());
+  return tasks_first(tensor).expand(sizes);
+}
+
+/// Returns what `compute` computes for all tasks, [tasks, ...], outside of the level.
+template <class Compute>
+bool returns(const operators::Call& call, Compute compute) {
+  const auto y = [&] {
+    const VmapLevel::Pause alone;  // functorch lets no autograd function of C++ run within
+    return compute();
+  }();
+  return call.returns(VmapLevel::current()->wrap(y));
+}
+
+/// [tasks, n, channels, ...] as [n, tasks * channels, ...], and back.
+at::Tensor as_channels(const at::Tensor& x) { return x.transpose(0, 1).flatten(1, 2); }
+at::Tensor from_channels(const at::Tensor& x, int64_t tasks) { return x.unflatten(1, {tasks, -1}).transpose(0, 1); }
+/// [tasks, channels] as [tasks * channels].
+at::Tensor as_vector(const at::Tensor& numbers) { return numbers.defined() ? numbers.flatten() : numbers; }
+
+/// Our own convolutions with weights of each task: one in as many groups or, where arithmetic is all there is, as many.
+template <size_t dimensions>
+bool convolution(Stack& stack) {
+  const operators::Call call(stack, 7);
+  const auto inputs = operators::convolution_inputs(call, dimensions);
+  if (!own_operators_in_use() || !inputs || !is_wrapped(inputs->weight)) return false;
+  const auto x = of_each(inputs->x), weight = of_each(inputs->weight), bias = of_each(inputs->bias);
+  const auto with = [&](const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, int64_t groups) {
+    return operators::ConvolutionInputs{x, weight, bias, inputs->stride, inputs->padding, inputs->dilation, groups};
+  };
+  const auto tasks = x.size(0);
+  const auto first = with(x[0], weight[0], bias.defined() ? bias[0] : bias, inputs->groups);
+  if (!operators::has_convolution(first)) return false;
+
+  constexpr double many_products = 1e6;
+  const auto products = static_cast<double>(first.x.numel()) / static_cast<double>(first.x.size(1)) *
+                        static_cast<double>(first.weight.numel());
+  const bool is_arithmetic =
+      products > many_products && operators::has_winograd(first.x.sizes(), first.weight.sizes(), first.stride,
+                                                          first.padding, first.dilation, first.groups);
+  return returns(call, [&] {
+    if (!is_arithmetic) {
+      const auto y =
+          operators::convolution(with(as_channels(x), weight.flatten(0, 1), as_vector(bias), tasks * inputs->groups));
+      return from_channels(y, tasks);
+    }
+    const auto xs = x.unbind(), weights = weight.unbind(), biases = bias.defined() ? bias.unbind() : TensorList(tasks);
+    TensorList ys;
+    for (int64_t t = 0; t < tasks; ++t) {
+      ys.push_back(operators::convolution(with(xs[t], weights[t], biases[t], inputs->groups)));
+    }
+    return at::stack(ys);
+  });
+}
+
+/// Our own batch normalization, of all tasks' channels.
+bool batch_norm(Stack& stack) {
+  const operators::Call call(stack, 9);
+  auto inputs = operators::batch_norm_inputs(call);
+  if (!own_operators_in_use() || !inputs || !is_wrapped(inputs->x) || inputs->x.dim() < 2) return false;
+  for (auto* running : {&inputs->running_mean, &inputs->running_variance}) {
+    if (!running->defined()) continue;
+    if (!is_wrapped(*running) || !tasks_first(*running).is_contiguous()) return false;
+    *running = tasks_first(*running).view({-1});
+  }
+  const auto x = tasks_first(inputs->x);
+  inputs->x = as_channels(x);
+  inputs->weight = as_vector(of_each(inputs->weight));
+  inputs->bias = as_vector(of_each(inputs->bias));
+  return operators::has_batch_norm(*inputs) &&
+         returns(call, [&] { return from_channels(operators::batch_norm(*inputs), x.size(0)); });
+}
+
+/// Our own max-pooling, of all tasks' samples.
+bool max_pool(Stack& stack) {
+  const operators::Call call(stack, 6);
+  auto inputs = operators::max_pool_inputs(call);
+  if (!own_operators_in_use() || !is_wrapped(inputs.x) || inputs.x.dim() != 4) return false;
+  const auto x = tasks_first(inputs.x);
+  inputs.x = x.flatten(0, 1);
+  return operators::has_max_pool(inputs) && returns(call, [&] {
+           return operators::max_pool(inputs).unflatten(0, {x.size(0), x.size(1)});
+         });
+}
+
 }  // namespace
 
 VmapRule vmap_rule_of(const c10::OperatorHandle& op) {
@@ -106,6 +198,11 @@ VmapRule vmap_rule_of(const c10::OperatorHandle& op) {
     std::unordered_map<c10::OperatorHandle, VmapRule> result;
     for (const auto& [name, rule] : {std::pair("aten::linear", &linear),
                                      {"aten::binary_cross_entropy_with_logits", &binary_cross_entropy_with_logits},
+                                     {"aten::conv1d", &convolution<1>},
+                                     {"aten::conv2d", &convolution<2>},
+                                     {"aten::conv3d", &convolution<3>},
+                                     {"aten::batch_norm", &batch_norm},
+                                     {"aten::max_pool2d", &max_pool},
                                      {"aten::mkldnn_rnn_layer", &lstm_layer},
                                      {"aten::nll_loss_forward", &nll_loss},
                                      {"aten::nll_loss2d_forward", &nll_loss}}) {

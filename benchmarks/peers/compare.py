@@ -84,7 +84,7 @@ class Contender:
         for threads in dict.fromkeys((self.limits.threads, 1)):
             if not least or (least[self.limits.threads] < 5000 and self.ask(f"threads {threads}")):
                 first = self.ask("measure 1")[0]
-                least[threads] = min(self.ask(f"measure {5 if first < 100 else 1}"))
+                least[threads] = min(self.ask(f"measure {5 if first < 100 else 3 if first < 3000 else 1}"))
         for threads, milliseconds in least.items():
             if milliseconds < 1.5 * min(least.values()):
                 self.repetitions[threads] = max(1, min(50, int(self.limits.round_ms / milliseconds)))

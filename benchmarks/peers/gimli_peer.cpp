@@ -249,11 +249,20 @@ int64_t memory(const std::string& field) {
 
 void serve(const Work& work, const Strategy& strategy, bool together, int64_t threads) {
   const bool captured = dynamic_cast<const Captured*>(&strategy);
+  std::map<int64_t, std::shared_ptr<const TaskBatch>> batches;  // which remember what they have compared
   const auto use = [&](int64_t count) {
     at::set_num_threads(static_cast<int>(count));
+    auto& batch = batches[count];
+    if (batch) return batch;
     const auto at_once = std::min(count, work.task_count());
-    if (together) return std::shared_ptr<const TaskBatch>(new Vmap(at_once));
-    return at_once > 1 ? std::shared_ptr<const TaskBatch>(new Threads(at_once)) : std::make_shared<Sequential>();
+    if (together) {
+      batch = std::make_shared<Vmap>(at_once);
+    } else if (at_once > 1) {
+      batch = std::make_shared<Threads>(at_once);
+    } else {
+      batch = std::make_shared<Sequential>();
+    }
+    return batch;
   };
   auto batch = use(threads);
   const auto loaded = memory("VmRSS");

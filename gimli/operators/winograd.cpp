@@ -87,8 +87,15 @@ at::MemoryFormat format_of_result(const at::Tensor& a, const at::Tensor& b) {
   return format_of(a) == last || format_of(b) == last ? last : at::MemoryFormat::Contiguous;
 }
 
-void check(bool holds, const at::Tensor& result) {
-  TORCH_CHECK(holds && (result.is_contiguous() || result.is_contiguous(at::MemoryFormat::ChannelsLast)),
+/// The size of a result whose x has `size` pixels in that direction.
+int64_t size_of_result(int64_t size, int64_t padding) { return size + 2 * padding - 2; }
+
+void check(const at::Tensor& x, const at::Tensor& y, int64_t inputs, int64_t outputs, at::IntArrayRef padding,
+           const at::Tensor& result) {
+  TORCH_CHECK(x.dim() == 4 && y.dim() == 4 && inputs == x.size(1) && outputs == y.size(1) &&
+                  y.size(2) == size_of_result(x.size(2), padding[0]) &&
+                  y.size(3) == size_of_result(x.size(3), padding[1]) &&
+                  (result.is_contiguous() || result.is_contiguous(at::MemoryFormat::ChannelsLast)),
               "gimli::winograd: expected images, a weight of 3x3 and a padding of 0 to 2 that fit a result of size ",
               result.sizes());
 }
@@ -96,9 +103,7 @@ void check(bool holds, const at::Tensor& result) {
 /// With `turned`, of a weight [inputs, outputs, 3, 3] that is turned by 180 degrees.
 at::Tensor convolve_out(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
                         at::IntArrayRef padding, bool turned, at::Tensor y) {
-  check(x.dim() == 4 && y.dim() == 4 && weight.size(!turned) == x.size(1) && weight.size(turned) == y.size(1) &&
-            y.size(2) == x.size(2) + 2 * padding[0] - 2 && y.size(3) == x.size(3) + 2 * padding[1] - 2,
-        y);
+  check(x, y, weight.size(!turned), weight.size(turned), padding, y);
   const auto images = x.contiguous(format_of(x)), w = weight.contiguous();
   Work work(images, y, padding);
   work.at.filters = scratch(for_all, work.bytes(16 * work.at.x.channels * work.outputs));
@@ -123,16 +128,14 @@ at::Tensor convolve_out(const at::Tensor& x, const at::Tensor& weight, const Opt
 
 at::Tensor convolve(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, at::IntArrayRef padding,
                     bool turned) {
-  return convolve_out(
-      x, weight, bias, padding, turned,
-      at::empty({x.size(0), weight.size(turned), x.size(2) + 2 * padding[0] - 2, x.size(3) + 2 * padding[1] - 2},
-                x.options().memory_format(format_of_result(x, weight))));
+  return convolve_out(x, weight, bias, padding, turned,
+                      at::empty({x.size(0), weight.size(turned), size_of_result(x.size(2), padding[0]),
+                                 size_of_result(x.size(3), padding[1])},
+                                x.options().memory_format(format_of_result(x, weight))));
 }
 
 at::Tensor correlate_out(const at::Tensor& g, const at::Tensor& x, at::IntArrayRef padding, at::Tensor weight) {
-  check(x.dim() == 4 && g.dim() == 4 && weight.size(0) == g.size(1) && weight.size(1) == x.size(1) &&
-            g.size(2) == x.size(2) + 2 * padding[0] - 2 && g.size(3) == x.size(3) + 2 * padding[1] - 2,
-        weight);
+  check(x, g, weight.size(1), weight.size(0), padding, weight);
   const auto images = x.contiguous(format_of(x)), gradient = g.contiguous(format_of(g));
   Work work(images, gradient, padding);
   // The same slices for any number of threads.
@@ -196,7 +199,7 @@ bool has_winograd(at::IntArrayRef x, at::IntArrayRef weight, at::IntArrayRef str
   const auto can = x.size() == 4 && weight[2] == 3 && weight[3] == 3 && groups == 1 && are(stride, is_one) &&
                    are(dilation, is_one) && are(padding, [](int64_t n) { return 0 <= n && n <= 2; });
   if (!can) return false;
-  const auto height = x[2] + 2 * padding[0] - 2, width = x[3] + 2 * padding[1] - 2;
+  const auto height = size_of_result(x[2], padding[0]), width = size_of_result(x[3], padding[1]);
   if (height < 1 || width < 1) return false;
   const auto inputs = weight[1], outputs = weight[0], filters = inputs * outputs;
   const auto tiles = x[0] * ((height + 1) / 2) * ((width + 1) / 2);

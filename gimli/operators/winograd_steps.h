@@ -102,21 +102,29 @@ void write(const ImageBatch& images, int64_t image, int64_t row, int64_t rows, i
   }
 }
 
-/// Rows [begin, end) of tiles of x, as B^T x B.
-template <class P, class T = typename P::Number>
-void transform_x(const Winograd& at, const WinogradMemory& memory, int64_t begin, int64_t end) {
-  const auto channels = padded<P>(at.x.channels), across = at.tiles_across(), columns = 2 * across + 2;
+/// Rows [begin, end) of tiles of n x n pixels of x or y, with `map` on both sides.
+template <class P, int n, class Map, class T = typename P::Number>
+void read_tiles(const Winograd& at, const ImageBatch& images, int64_t pad_height, int64_t pad_width, void* memory,
+                T* tiles, int64_t begin, int64_t end, Map map) {
+  const auto channels = padded<P>(images.channels), across = at.tiles_across(), columns = 2 * across + n - 2;
   const auto component = (end - begin) * across * channels;
-  auto *const rows = static_cast<T*>(memory.rows), *tiles = static_cast<T*>(memory.x_tiles);
+  auto* const rows = static_cast<T*>(memory);
   for (auto i = begin; i < end; ++i) {
-    read<P>(at.x, i / at.tiles_down(), i % at.tiles_down() * 2 - at.pad_height, 4, -at.pad_width, columns, rows);
+    read<P>(images, i / at.tiles_down(), i % at.tiles_down() * 2 - pad_height, n, -pad_width, columns, rows);
     for (int64_t j = 0; j < across; ++j, tiles += channels) {
       for (int64_t c = 0; c < channels; c += P::size) {
-        transform<P, 4, 4>(rows + 2 * j * channels + c, {columns * channels, channels}, tiles + c,
-                           {4 * component, component}, by_b_transposed<P>);
+        transform<P, n, 4>(rows + 2 * j * channels + c, {columns * channels, channels}, tiles + c,
+                           {4 * component, component}, map);
       }
     }
   }
+}
+
+/// Rows [begin, end) of tiles of x, as B^T x B.
+template <class P, class T = typename P::Number>
+void read_x(const Winograd& at, const WinogradMemory& memory, int64_t begin, int64_t end) {
+  read_tiles<P, 4>(at, at.x, at.pad_height, at.pad_width, memory.rows, static_cast<T*>(memory.x_tiles), begin, end,
+                   by_b_transposed<P>);
 }
 
 template <class P>
@@ -150,7 +158,7 @@ struct WinogradSteps {
   }
 
   static void convolve(const Winograd& at, const void* bias, const WinogradMemory& memory, int64_t begin, int64_t end) {
-    transform_x<P>(at, memory, begin, end);
+    read_x<P>(at, memory, begin, end);
     const auto across = at.tiles_across(), tiles = (end - begin) * across;
     const auto inputs = padded<P>(at.x.channels), outputs = padded<P>(at.y.channels), component = tiles * outputs;
     auto *const rows = static_cast<T*>(memory.rows), *y = static_cast<T*>(memory.y_tiles);
@@ -176,19 +184,10 @@ struct WinogradSteps {
   }
 
   static void correlate(const Winograd& at, bool adds, const WinogradMemory& memory, int64_t begin, int64_t end) {
-    transform_x<P>(at, memory, begin, end);
+    read_x<P>(at, memory, begin, end);
     const auto across = at.tiles_across(), tiles = (end - begin) * across;
     const auto inputs = padded<P>(at.x.channels), outputs = padded<P>(at.y.channels), component = tiles * outputs;
-    auto *const rows = static_cast<T*>(memory.rows), *y = static_cast<T*>(memory.y_tiles);
-    for (auto i = begin; i < end; ++i) {
-      read<P>(at.y, i / at.tiles_down(), i % at.tiles_down() * 2, 2, 0, 2 * across, rows);
-      for (int64_t j = 0; j < across; ++j, y += outputs) {
-        for (int64_t c = 0; c < outputs; c += P::size) {
-          transform<P, 2, 4>(rows + 2 * j * outputs + c, {2 * across * outputs, outputs}, y + c,
-                             {4 * component, component}, by_a<P>);
-        }
-      }
-    }
+    read_tiles<P, 2>(at, at.y, 0, 0, memory.rows, static_cast<T*>(memory.y_tiles), begin, end, by_a<P>);
     for (int64_t i = 0; i < 16; ++i) {
       tracing::Matrices<T> product{};
       product.c = static_cast<T*>(at.filter_sums) + i * at.y.channels * inputs, product.c_row = inputs;

@@ -16,12 +16,12 @@ namespace {
 
 using torch::jit::Stack;
 
-at::Tensor optional_tensor(const c10::IValue& value) { return value.isNone() ? at::Tensor() : value.toTensor(); }
+using operators::Call;
 
 /// x W^T + b with weights of each task: one batched product.
 bool linear(Stack& stack) {
-  const auto x = torch::jit::peek(stack, 0, 3).toTensor(), weight = torch::jit::peek(stack, 1, 3).toTensor();
-  const auto bias = optional_tensor(torch::jit::peek(stack, 2, 3));
+  const Call call(stack, 3);
+  const auto x = call.tensor(0), weight = call.tensor(1), bias = call.tensor(2);
   if (!is_wrapped(x) || !is_wrapped(weight) || x.dim() < 1 || weight.dim() != 2 || x.size(-1) != weight.size(1)) {
     return false;
   }
@@ -30,17 +30,15 @@ bool linear(Stack& stack) {
   sizes.back() = weight.size(0);
   const auto rows = inputs.reshape({inputs.size(0), -1, inputs.size(-1)});
   const auto y = bias.defined() ? at::baddbmm(tasks_first(bias).unsqueeze(1), rows, weights) : at::bmm(rows, weights);
-  torch::jit::drop(stack, 3);
-  torch::jit::push(stack, VmapLevel::current()->wrap(y.reshape(sizes)));
-  return true;
+  return call.returns(VmapLevel::current()->wrap(y.reshape(sizes)));
 }
 
 /// -w_y x_y, summed over the samples or averaged with the weights w; x has the classes as dimension 1, or as its only.
 bool nll_loss(Stack& stack) {
   // input, target, weight, reduction, ignore_index
-  const auto x = torch::jit::peek(stack, 0, 5).toTensor(), target = torch::jit::peek(stack, 1, 5).toTensor();
-  const auto weight = optional_tensor(torch::jit::peek(stack, 2, 5));
-  const auto reduction = torch::jit::peek(stack, 3, 5).toInt(), ignored = torch::jit::peek(stack, 4, 5).toInt();
+  const Call call(stack, 5);
+  const auto x = call.tensor(0), target = call.tensor(1), weight = call.tensor(2);
+  const auto reduction = call[3].toInt(), ignored = call[4].toInt();
   const int64_t classes = x.dim() == 1 ? 0 : 1;
   const auto counts = target != ignored;
   const auto y = at::where(counts, target, at::zeros({}, target.options()));
@@ -61,33 +59,29 @@ bool nll_loss(Stack& stack) {
 /// (1 - y) x - (1 + (p - 1) y) log(sigmoid(x)), with the weights p of the positive samples.
 bool binary_cross_entropy_with_logits(Stack& stack) {
   // input, target, weight, positive weight, reduction
-  const auto x = torch::jit::peek(stack, 0, 5).toTensor(), y = torch::jit::peek(stack, 1, 5).toTensor();
-  const auto weight = optional_tensor(torch::jit::peek(stack, 2, 5)),
-             p = optional_tensor(torch::jit::peek(stack, 3, 5));
-  const auto reduction = torch::jit::peek(stack, 4, 5).toInt();
+  const Call call(stack, 5);
+  const auto x = call.tensor(0), y = call.tensor(1), weight = call.tensor(2), p = call.tensor(3);
+  const auto reduction = call[4].toInt();
   const auto log_sigmoid = at::clamp_max(x, 0) - at::log1p(at::exp(-at::abs(x)));
   auto losses = (1 - y) * x - (p.defined() ? (1 + (p - 1) * y) * log_sigmoid : log_sigmoid);
   if (weight.defined()) losses = losses * weight;
-  torch::jit::drop(stack, 5);
-  torch::jit::push(stack, reduction == at::Reduction::None  ? losses
-                          : reduction == at::Reduction::Sum ? losses.sum()
-                                                            : losses.mean());
-  return true;
+  return call.returns(reduction == at::Reduction::None  ? losses
+                      : reduction == at::Reduction::Sum ? losses.sum()
+                                                        : losses.mean());
 }
 
 /// One direction of one layer of an LSTM (the form that libtorch gives to oneDNN), step by step.
 bool lstm_layer(Stack& stack) {
   // input [time, samples, features], four weights, h, c, reverse, sizes of packed batches, mode, hidden size, layers,
   // biases, bidirectional, batch first, train
-  constexpr size_t arguments = 16;
+  const Call call(stack, 16);
   constexpr int64_t mode_of_lstm = 2;
-  const auto argument = [&](size_t i) -> const c10::IValue& { return torch::jit::peek(stack, i, arguments); };
-  if (argument(9).toInt() != mode_of_lstm || !argument(8).toIntVector().empty()) return false;
-  const bool reverse = argument(7).toBool(), has_biases = argument(12).toBool();
-  const auto x = argument(0).toTensor(), w_x = argument(1).toTensor(), w_h = argument(2).toTensor();
-  const auto b_x = has_biases ? argument(3).toTensor() : at::Tensor();
-  const auto b_h = has_biases ? argument(4).toTensor() : at::Tensor();
-  auto h = argument(5).toTensor(), c = argument(6).toTensor();
+  if (call[9].toInt() != mode_of_lstm || !call[8].toIntVector().empty()) return false;
+  const bool reverse = call[7].toBool(), has_biases = call[12].toBool();
+  const auto x = call.tensor(0), w_x = call.tensor(1), w_h = call.tensor(2);
+  const auto b_x = has_biases ? call.tensor(3) : at::Tensor();
+  const auto b_h = has_biases ? call.tensor(4) : at::Tensor();
+  auto h = call.tensor(5), c = call.tensor(6);
   const auto of_inputs = at::linear(x, w_x, b_x).unbind(0);
   TensorList outputs(of_inputs.size());
   for (size_t k = 0; k < outputs.size(); ++k) {
@@ -97,22 +91,14 @@ bool lstm_layer(Stack& stack) {
     h = gates[3].sigmoid() * c.tanh();
     outputs[t] = h;
   }
-  torch::jit::drop(stack, arguments);
+  torch::jit::drop(stack, call.size());
   torch::jit::push(stack, at::stack(outputs), h, c, at::empty({0}, c.options()));
   return true;
 }
 
-/// [tasks, ...] of a tensor that each task has, or all share; undefined ones stay so.
-at::Tensor of_each(const at::Tensor& tensor) {
-  if (!tensor.defined()) return tensor;
-  auto sizes = tensor.sizes().vec();
-  sizes.insert(sizes.begin(), VmapLevel::current()->tasks());
-  return tasks_first(tensor).expand(sizes);
-}
-
 /// Returns what `compute` computes for all tasks, [tasks, ...], outside of the level.
 template <class Compute>
-bool returns(const operators::Call& call, Compute compute) {
+bool returns(const Call& call, Compute compute) {
   const auto y = [&] {
     const VmapLevel::Pause alone;  // functorch lets no autograd function of C++ run within
     return compute();
@@ -129,10 +115,11 @@ at::Tensor as_vector(const at::Tensor& numbers) { return numbers.defined() ? num
 /// Our own convolutions with weights of each task: one in as many groups or, where arithmetic is all there is, as many.
 template <size_t dimensions>
 bool convolution(Stack& stack) {
-  const operators::Call call(stack, 7);
+  const Call call(stack, 7);
   const auto inputs = operators::convolution_inputs(call, dimensions);
   if (!own_operators_in_use() || !inputs || !is_wrapped(inputs->weight)) return false;
-  const auto x = of_each(inputs->x), weight = of_each(inputs->weight), bias = of_each(inputs->bias);
+  const auto x = VmapLevel::current()->unwrap(inputs->x), weight = VmapLevel::current()->unwrap(inputs->weight),
+             bias = VmapLevel::current()->unwrap(inputs->bias);
   const auto with = [&](const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, int64_t groups) {
     return operators::ConvolutionInputs{x, weight, bias, inputs->stride, inputs->padding, inputs->dilation, groups};
   };
@@ -163,7 +150,7 @@ bool convolution(Stack& stack) {
 
 /// Our own batch normalization, of all tasks' channels.
 bool batch_norm(Stack& stack) {
-  const operators::Call call(stack, 9);
+  const Call call(stack, 9);
   auto inputs = operators::batch_norm_inputs(call);
   if (!own_operators_in_use() || !inputs || !is_wrapped(inputs->x) || inputs->x.dim() < 2) return false;
   for (auto* running : {&inputs->running_mean, &inputs->running_variance}) {
@@ -173,15 +160,15 @@ bool batch_norm(Stack& stack) {
   }
   const auto x = tasks_first(inputs->x);
   inputs->x = as_channels(x);
-  inputs->weight = as_vector(of_each(inputs->weight));
-  inputs->bias = as_vector(of_each(inputs->bias));
+  inputs->weight = as_vector(VmapLevel::current()->unwrap(inputs->weight));
+  inputs->bias = as_vector(VmapLevel::current()->unwrap(inputs->bias));
   return operators::has_batch_norm(*inputs) &&
          returns(call, [&] { return from_channels(operators::batch_norm(*inputs), x.size(0)); });
 }
 
 /// Our own max-pooling, of all tasks' samples.
 bool max_pool(Stack& stack) {
-  const operators::Call call(stack, 6);
+  const Call call(stack, 6);
   auto inputs = operators::max_pool_inputs(call);
   if (!own_operators_in_use() || !is_wrapped(inputs.x) || inputs.x.dim() != 4) return false;
   const auto x = tasks_first(inputs.x);
